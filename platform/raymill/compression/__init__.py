@@ -1,0 +1,1 @@
+"""Smaller, faster weights: each method transforms them and brings the layer that runs them."""

@@ -1,0 +1,227 @@
+"""Settings: one YAML file in, one frozen pydantic model out, or every mistake at once with its file and line.
+
+Every settings class in the house derives from `Config`. There is one override mechanism, dotted keys (`a.b=c`), which
+serves `--set` and the tune space alike. No inheritance between files, no interpolation.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from raymill.errors import ConfigError, Problem, UsageError
+
+
+class Config(BaseModel):
+    """A frozen group of settings. An unknown key is an error; a field's docstring is its documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+C = TypeVar("C", bound=Config)
+Key = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `3e-4` as text; here it is the number everyone means."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)$"),
+    list("-+0123456789."),
+)
+
+
+def load(model: type[C], path: Path | None, overrides: Sequence[str] = ()) -> C:
+    """Reads `path` (or nothing but defaults), applies `key=value` overrides, validates.
+
+    Raises UsageError when the file cannot be read and ConfigError, with every problem, when it is wrong.
+    """
+    tree: Any = {}
+    lines: dict[Key, int] = {}
+    if path is not None:
+        tree, lines = _parse(path)
+    sources: dict[Key, str] = {key: f"{path}:{line}" for key, line in lines.items()}
+    problems: list[Problem] = []
+    for override in overrides:
+        problem = _apply_override(tree, override, sources)
+        if problem is not None:
+            problems.append(problem)
+    try:
+        config = model.model_validate(tree)
+    except ValidationError as error:
+        fallback = str(path) if path else "defaults"
+        problems += [_explain(model, tree, detail, sources, fallback) for detail in error.errors()]
+    if problems:
+        raise ConfigError(sorted(problems, key=_line_order))
+    return config
+
+
+def override(config: C, values: Mapping[str, Any]) -> C:
+    """A copy of `config` with dotted keys replaced, validated again. The tune space is applied with it."""
+    tree = config.model_dump(mode="json")
+    for key, value in values.items():
+        node = tree
+        *parents, last = key.split(".")
+        for parent in parents:
+            if node.get(parent) is None:
+                node[parent] = {}
+            node = node[parent]
+        node[last] = value
+    try:
+        return type(config).model_validate(tree)
+    except ValidationError as error:
+        problems = [_explain(type(config), tree, detail, {}, "override") for detail in error.errors()]
+        raise ConfigError(problems) from None
+
+
+def dump(config: Config) -> str:
+    """The settings as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def digest(value: Any) -> str:
+    """sha256 hex of a JSON-able value in canonical form: the same settings give the same digest everywhere."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _parse(path: Path) -> tuple[Any, dict[Key, int]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1)
+        fix = (
+            f"did you mean {path.parent / near[0]}?"
+            if near
+            else "check the path; shipped files are in jobs/ and cluster/"
+        )
+        raise UsageError(f"there is no file {path}", fix=fix) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} cannot be read", why=str(error), fix="it must be a readable UTF-8 YAML file"
+        ) from None
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        tree = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(
+            [Problem(f"{path}:{line}", f"not valid YAML: {error.problem}", "check indentation and quotes")]
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            [Problem(f"{path}:1", f"not valid YAML: {error}", "save the file as plain UTF-8 text")]
+        ) from None
+    lines: dict[Key, int] = {}
+    duplicates: list[Problem] = []
+    _walk(node, (), lines, duplicates, path)
+    if duplicates:
+        raise ConfigError(duplicates)
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            [Problem(f"{path}:1", "the file must hold settings as `key: value` lines", "see jobs/tiny.yaml")]
+        )
+    return tree, lines
+
+
+def _walk(node: Any, key: Key, lines: dict[Key, int], duplicates: list[Problem], path: Path) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for name, value in node.value:
+            child = (*key, str(name.value))
+            line = name.start_mark.line + 1
+            if name.value in seen:
+                what = f"{'.'.join(map(str, child))} is set twice"
+                duplicates.append(Problem(f"{path}:{line}", what, "keep one of the two lines"))
+            seen.add(name.value)
+            lines[child] = line
+            _walk(value, child, lines, duplicates, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*key, index)] = value.start_mark.line + 1
+            _walk(value, (*key, index), lines, duplicates, path)
+
+
+def _apply_override(tree: dict[str, Any], text: str, sources: dict[Key, str]) -> Problem | None:
+    name, equals, raw = text.partition("=")
+    where = f"--set {text}"
+    if not equals or not name.strip():
+        return Problem(where, "an override is written key=value", "for example --set train.steps=200")
+    try:
+        value = yaml.load(raw, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError:
+        return Problem(where, f"{raw!r} is not a YAML value", "quote text that holds : or # or [")
+    keys = name.strip().split(".")
+    node: Any = tree
+    for parent in keys[:-1]:
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            return Problem(where, f"{parent} is a single value and holds no settings", "check the dotted key")
+    node[keys[-1]] = value
+    sources[tuple(keys)] = where
+    return None
+
+
+def _explain(model: type[Config], tree: Any, detail: Any, sources: dict[Key, str], fallback: str) -> Problem:
+    """One pydantic error as one sentence with a place and, where we can, a fix."""
+    loc: Key = tuple(part for part in detail["loc"])
+    known = _fields_along(model, tree, loc)
+    shown = ".".join(str(part) for part in loc if not (isinstance(part, str) and part.startswith("function-")))
+    where = fallback
+    for length in range(len(loc), 0, -1):
+        if loc[:length] in sources:
+            where = sources[loc[:length]]
+            break
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(loc[-1]), known, 1, 0.6)
+        fix = f"did you mean {near[0]}?" if near else f"settings here: {', '.join(sorted(known))}"
+        return Problem(where, f"{shown} is not a setting", fix)
+    if kind == "missing":
+        return Problem(where, f"{shown} is missing", f"add `{loc[-1]}:`; `raymill config schema` describes it")
+    if kind == "value_error":
+        what, _, fix = str(context.get("error", detail["msg"])).partition("; fix: ")
+        return Problem(where, f"{shown}: {what}" if shown else what, fix or None)
+    got = json.dumps(detail["input"], default=str)
+    return Problem(where, f"{shown} = {got}: {_lower_first(detail['msg'])}", f"see `raymill config schema` for {shown}")
+
+
+def _fields_along(model: type[Config], tree: Any, loc: Key) -> list[str]:
+    """The field names valid at the parent of `loc`, for did-you-mean."""
+    current: Any = model
+    for part in loc[:-1]:
+        if isinstance(part, int) or not (isinstance(current, type) and issubclass(current, BaseModel)):
+            continue
+        field = current.model_fields.get(part)
+        if field is None:
+            return []
+        current = next(iter(_models_in(field.annotation)), None)
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models_in(inner)]
+
+
+def _line_order(problem: Problem) -> tuple[int, int]:
+    line = problem.where.rpartition(":")[2]
+    return (0, int(line)) if line.isdigit() else (1, 0)
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,1 @@
+"""Documents: read, cleaned, judged, deduplicated."""

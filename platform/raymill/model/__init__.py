@@ -1,0 +1,1 @@
+"""The Transformer: its shape, its forward pass, its weights on disk."""

@@ -1,0 +1,79 @@
+"""A model on disk: `model.safetensors` and `config.json` in Hugging Face's layout, `tokenizer.json` beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from raymill.errors import ArtifactError
+from raymill.model.config import ModelConfig
+from raymill.model.transformer import Transformer
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+
+
+def save_model(folder: Path, model: Transformer, end_id: int) -> None:
+    """Writes weights and config; a tied head is not stored twice."""
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    if model.config.tie_embeddings:
+        del tensors["lm_head.weight"]
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_config(folder, model.config.to_hugging_face(model.vocab_size, end_id))
+
+
+def load_model(folder: Path) -> Transformer:
+    """Reads a full-precision model; ArtifactError when weights and config do not belong together."""
+    values = read_config(folder)
+    model = Transformer(ModelConfig.from_hugging_face(values), values["vocab_size"])
+    tensors = read_tensors(folder / WEIGHTS)
+    if model.config.tie_embeddings:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"{folder / WEIGHTS} does not match {CONFIG}", why=str(error)[:300], fix="name a complete checkpoint"
+        ) from None
+    return model
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file's tensors by name."""
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing", fix="name a complete checkpoint") from None
+    except SafetensorError as error:
+        raise ArtifactError(
+            f"{path} is damaged", why=str(error), fix="delete its folder and run the job again"
+        ) from None
+    return tensors
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder} holds no model", why=f"it has no {CONFIG}", fix="name a checkpoint") from None
+    except json.JSONDecodeError as error:
+        raise ArtifactError(
+            f"{folder / CONFIG} is damaged", why=str(error), fix="delete its folder and run again"
+        ) from None
+    return values
+
+
+def write_config(folder: Path, values: dict[str, Any]) -> None:
+    (folder / CONFIG).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def default_device() -> torch.device:
+    """The GPU of this worker if it has one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

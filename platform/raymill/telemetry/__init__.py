@@ -1,0 +1,1 @@
+"""What the house tells of itself: progress lines, logs, metrics, alert rules."""

@@ -1,0 +1,1 @@
+"""Tokenizers: trained, applied, and the chat template."""
