@@ -68,7 +68,9 @@ class Stage(Protocol):
     GIVES: Kind
     ROLE: RoleName
     LIVE: bool
-    Config: type[config.Config]
+
+    @property  # read-only: a module's own subclass may stand here
+    def Config(self) -> type[config.Config]: ...  # noqa: N802
 
     def demand(self, config: Any) -> Demand: ...
     def source_state(self, config: Any) -> Any: ...
