@@ -1,0 +1,71 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raymill.dataset.shards import INDEX, ShardEntry, ShardIndex, TokenStream
+from raymill.errors import DataError
+from raymill.evaluation.perplexity import evaluate_stream
+
+VOCAB = 7
+
+
+def stream_of(folder: Path, *shards: list[int], text_bytes: int = 40) -> TokenStream:
+    entries = []
+    for number, ids in enumerate(shards):
+        name = f"val-{number:05d}.bin"
+        np.array(ids, "<u2").tofile(folder / name)
+        entries.append(ShardEntry(path=name, split="val", documents=1, tokens=len(ids), text_bytes=text_bytes))
+    index = ShardIndex(dtype="uint16", vocab_size=VOCAB, end_of_document_id=0, shards=tuple(entries))
+    (folder / INDEX).write_text(index.model_dump_json())
+    return TokenStream(folder, "val")
+
+
+def uniform(ids_BT: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(*ids_BT.shape, VOCAB)
+
+
+def successor(ids_BT: torch.Tensor) -> torch.Tensor:
+    """Knows that id + 1 follows id, with 5 nats of conviction."""
+    return 5.0 * torch.nn.functional.one_hot((ids_BT + 1) % VOCAB, VOCAB).float()
+
+
+def test_a_uniform_guess_costs_log_vocab_per_token(tmp_path):
+    stream = stream_of(tmp_path, [i % VOCAB for i in range(20)])
+    scores = evaluate_stream(uniform, stream, seq_len=6, max_sequences=None, batch_size=2)
+    assert scores.tokens == 19
+    assert scores.perplexity == pytest.approx(VOCAB, rel=1e-6)
+    assert scores.bits_per_byte == pytest.approx(math.log2(VOCAB) * 20 / 40, rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize("seq_len", [1, 6, 19, 500])
+def test_every_token_but_the_first_is_predicted_once_across_shards(tmp_path, seq_len, batch_size):
+    stream = stream_of(tmp_path, [0, 1, 2, 3, 4, 5, 6, 0, 1], [2, 3, 3, 4, 5, 6, 0, 1, 2, 3, 4])
+    scores = evaluate_stream(successor, stream, seq_len=seq_len, max_sequences=None, batch_size=batch_size)
+    assert scores.tokens == 19
+    assert scores.accuracy == pytest.approx(18 / 19)  # 3 -> 3 is the one surprise
+    sure = math.log(math.exp(5) + VOCAB - 1)
+    assert scores.loss_nats == pytest.approx(sure - 5 * 18 / 19, rel=1e-5)
+
+
+def test_a_bounded_evaluation_reads_only_the_first_windows(tmp_path):
+    stream = stream_of(tmp_path, [0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 6, 6])
+    scores = evaluate_stream(successor, stream, seq_len=3, max_sequences=2, batch_size=8)
+    assert (scores.tokens, scores.accuracy) == (6, 1.0)
+    whole = evaluate_stream(successor, stream, seq_len=3, max_sequences=None, batch_size=8)
+    assert whole.accuracy < 1.0
+
+
+def test_logits_in_half_precision_are_scored_in_full(tmp_path):
+    stream = stream_of(tmp_path, [i % VOCAB for i in range(50)])
+    half = evaluate_stream(lambda ids: successor(ids).bfloat16(), stream, seq_len=8, max_sequences=None, batch_size=4)
+    full = evaluate_stream(successor, stream, seq_len=8, max_sequences=None, batch_size=4)
+    assert half.loss_nats == pytest.approx(full.loss_nats, rel=1e-6)
+
+
+def test_one_token_is_nothing_to_predict(tmp_path):
+    with pytest.raises(DataError, match="nothing to predict"):
+        evaluate_stream(uniform, stream_of(tmp_path, [3]), seq_len=4, max_sequences=None, batch_size=1)
