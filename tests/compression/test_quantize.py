@@ -1,0 +1,115 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from raymill.compression import quantize
+from raymill.compression.quantize import (
+    Int8Linear,
+    load_checkpoint,
+    quantize_model,
+    quantize_rows,
+    save_quantized,
+)
+from raymill.errors import ArtifactError
+from raymill.model.config import ModelConfig
+from raymill.model.transformer import Transformer
+from raymill.model.weights import save_model
+
+VOCAB = 300
+
+
+def small_model(*, tie: bool = True) -> Transformer:
+    config = ModelConfig(num_layers=2, model_dim=64, num_heads=4, num_kv_heads=2, hidden_dim=96, tie_embeddings=tie)
+    model = Transformer(config, VOCAB)
+    model.initialize(seed=1)
+    return model.requires_grad_(False).eval()
+
+
+def test_a_row_is_at_most_half_a_step_from_its_int8_values():
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [[1e-6], [1.0], [50.0], [1e4], [0.0]]
+    )
+    values, scale = quantize_rows(x)
+    assert values.dtype == torch.int8 and values.min() >= -127
+    assert bool(((values * scale - x).abs() <= scale * 0.5001).all())
+    assert bool((values[4] == 0).all()), "zeros stay zeros"
+
+
+def test_the_layer_is_close_to_full_precision_and_blind_to_its_neighbours():
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(48, 64, generator=generator), torch.randn(9, 64, generator=generator)
+    layer = Int8Linear(*quantize_rows(weight))
+    y = layer(x)
+    assert float((y - x @ weight.t()).norm() / (x @ weight.t()).norm()) < 0.02
+    alone = torch.cat([layer(x[row : row + 1]) for row in range(9)])
+    assert torch.equal(alone, y), "one token's result must not depend on the batch"
+
+
+def test_without_vnni_the_same_integers_are_multiplied(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    layer = Int8Linear(*quantize_rows(torch.randn(48, 64, generator=generator)))
+    x = torch.randn(3, 64, generator=generator)
+    fast = layer(x)
+    monkeypatch.setattr(quantize, "has_int8_products", lambda device: False)
+    assert torch.allclose(layer(x), fast, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_saved_model_comes_back_bit_for_bit_at_a_quarter_of_the_size(tmp_path, tie):
+    model = small_model(tie=tie)
+    full, packed = tmp_path / "full", tmp_path / "packed"
+    full.mkdir(), packed.mkdir()
+    save_model(full, model, end_id=0)
+    ids = torch.randint(0, VOCAB, (2, 20), generator=torch.Generator().manual_seed(0))
+    reference = model(ids)
+    quantize_model(model)
+    save_quantized(packed, model, end_id=0)
+    loaded = load_checkpoint(packed)
+    assert torch.equal(loaded(ids), model(ids))
+    assert float((loaded(ids) - reference).norm() / reference.norm()) < 0.05
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (full, packed)]
+    assert sizes[0] / sizes[1] > 3
+    assert json.loads((packed / "config.json").read_text())["quantization"]["method"] == "int8"
+    names = load_file(packed / "model.safetensors")
+    assert ("lm_head.weight" in names) is not tie
+    assert names["model.layers.0.mlp.up_proj.weight"].dtype == torch.int8
+
+
+def test_a_full_precision_checkpoint_loads_too(tmp_path):
+    model = small_model()
+    save_model(tmp_path, model, end_id=0)
+    ids = torch.arange(10)[None]
+    assert torch.equal(load_checkpoint(tmp_path)(ids), model(ids))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda t: t.pop("model.layers.1.self_attn.q_proj.weight"),
+        lambda t: t.pop("model.layers.1.self_attn.q_proj.weight_scale"),
+        lambda t: t.pop("model.norm.weight"),
+        lambda t: t.update({"model.norm.weight": torch.ones(3)}),
+        lambda t: t.update({"model.embed_tokens.weight": torch.ones(3, 3, dtype=torch.int8)}),
+        lambda t: t.update({"model.embed_tokens.weight": t["model.embed_tokens.weight"].float()}),
+        lambda t: t["model.layers.0.mlp.up_proj.weight_scale"].fill_(float("nan")),
+    ],
+)
+def test_weights_that_do_not_fit_the_config_are_refused(tmp_path, damage):
+    model = small_model()
+    quantize_model(model)
+    save_quantized(tmp_path, model, end_id=0)
+    tensors = load_file(tmp_path / "model.safetensors")
+    damage(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ArtifactError, match="does not match"):
+        load_checkpoint(tmp_path)
+
+
+def test_an_unknown_quantization_is_refused(tmp_path):
+    save_model(tmp_path, small_model(), end_id=0)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**values, "quantization": {"method": "int3"}}))
+    with pytest.raises(ArtifactError, match="int3"):
+        load_checkpoint(tmp_path)
