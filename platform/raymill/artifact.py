@@ -105,6 +105,9 @@ def open_artifact(path: Path, kind: Kind | None = None, *, verify: bool = True) 
         manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
     except FileNotFoundError:
         raise ArtifactError(f"{path} is not an artifact", why=f"it has no {MANIFEST}", fix=fix) from None
+    except OSError as error:
+        fix = "name an artifact's folder, and make it readable"
+        raise ArtifactError(f"{path} cannot be opened", why=str(error), fix=fix) from None
     except ValidationError as error:
         why = "; ".join(str(detail["msg"]) for detail in error.errors()[:3])
         raise ArtifactError(f"{path / MANIFEST} is damaged", why=why, fix=fix) from None
@@ -117,10 +120,9 @@ def open_artifact(path: Path, kind: Kind | None = None, *, verify: bool = True) 
 
 def check_file(file: Path, entry: FileEntry, *, hashed: bool, fix: str) -> None:
     """ArtifactError unless `file` is there with the size and, if asked, the content its entry promises."""
-    try:
-        size_bytes = file.stat().st_size
-    except FileNotFoundError:
-        raise ArtifactError(f"{file} is missing", why="its manifest lists it", fix=fix) from None
+    if not file.is_file():
+        raise ArtifactError(f"{file} is missing", why="its manifest lists it", fix=fix)
+    size_bytes = file.stat().st_size
     if size_bytes != entry.size_bytes:
         why = f"it has {size_bytes:,} bytes; its manifest says {entry.size_bytes:,}"
         raise ArtifactError(f"{file} is damaged", why=why, fix=fix)
@@ -155,11 +157,16 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def sync_folder(folder: Path) -> None:
     """Makes every file below `folder` durable before the rename that publishes it."""
     for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Makes one file's content, or one folder's list of names, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class Draft:
@@ -186,6 +193,8 @@ class Draft:
     ) -> Artifact:
         """Hashes every file, writes the manifest last and renames the folder into place."""
         self._clock.unlink(missing_ok=True)
+        for torn in self.path.rglob(".*.tmp"):  # what a kill left of write_atomic
+            torn.unlink()
         manifest = Manifest(
             kind=kind,
             stage=stage,
@@ -202,6 +211,7 @@ class Draft:
         if self.final.exists():  # only an endpoint is published twice: it is live, not cached
             shutil.rmtree(self.final)
         self.path.rename(self.final)
+        sync(self.final.parent)
         return Artifact(self.final, manifest)
 
     @property
