@@ -41,6 +41,34 @@ class Scores:
     """Tokens predicted."""
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What windows add up to; sums of disjoint windows add up to the sums of all."""
+
+    nats: float = 0.0
+    """Negative log-likelihood of every token predicted."""
+    right: int = 0
+    """Tokens that were the model's first choice."""
+    tokens: int = 0
+    """Tokens predicted."""
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.nats + other.nats, self.right + other.right, self.tokens + other.tokens)
+
+    def scores(self, stream: TokenStream) -> Scores:
+        """As figures of the stream that the windows were read from."""
+        loss_nats = self.nats / self.tokens
+        # Bytes are known per split, not per window: a partial evaluation counts the split's mean bytes for each token.
+        bytes_per_token = stream.index.text_bytes(stream.split) / stream.index.tokens(stream.split)
+        return Scores(
+            loss_nats=loss_nats,
+            perplexity=math.exp(loss_nats) if loss_nats < 700 else math.inf,
+            bits_per_byte=loss_nats / math.log(2) / bytes_per_token,
+            accuracy=self.right / self.tokens,
+            tokens=self.tokens,
+        )
+
+
 def evaluate_stream(
     forward: Callable[[Tensor], Tensor],
     stream: TokenStream,
@@ -55,41 +83,50 @@ def evaluate_stream(
     The whole stream includes a shorter last window, so every token but the first is predicted exactly once.
     DataError when the stream has nothing to predict.
     """
+    windows = range(count_windows(stream, seq_len, max_sequences))
+    return sum_windows(forward, stream, windows, seq_len=seq_len, batch_size=batch_size, device=device).scores(stream)
+
+
+def count_windows(stream: TokenStream, seq_len: int, max_sequences: int | None) -> int:
+    """Windows of the stream, the shorter last one included; DataError when there is nothing to predict."""
     if len(stream) < 2:
         raise DataError(
             f"the {stream.split} split has {len(stream)} token(s): nothing to predict",
             fix="give prepare more text, or raise prepare.val_fraction",
         )
-    nats, right, tokens = 0.0, 0, 0
+    count = math.ceil((len(stream) - 1) / seq_len)
+    return count if max_sequences is None else min(count, max_sequences)
+
+
+def sum_windows(
+    forward: Callable[[Tensor], Tensor],
+    stream: TokenStream,
+    windows: range,
+    *,
+    seq_len: int,
+    batch_size: int,
+    device: torch.device | None = None,
+) -> Sums:
+    """Sums over some windows of the stream, so that several processes can share one."""
+    sums = Sums()
     with torch.inference_mode():
-        for ids_BT in _batches(stream, seq_len, max_sequences, batch_size):
+        for ids_BT in _batches(stream, seq_len, windows, batch_size):
             ids_BT = ids_BT.to(device) if device is not None else ids_BT
             logits_BTV = forward(ids_BT[:, :-1])
-            batch_nats, batch_right = _score(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten())
-            nats += batch_nats
-            right += batch_right
-            tokens += ids_BT.shape[0] * (ids_BT.shape[1] - 1)
-    loss_nats = nats / tokens
-    # Bytes are known per split, not per window: a partial evaluation counts the split's mean bytes for each token.
-    bytes_per_token = stream.index.text_bytes(stream.split) / stream.index.tokens(stream.split)
-    return Scores(
-        loss_nats=loss_nats,
-        perplexity=math.exp(loss_nats) if loss_nats < 700 else math.inf,
-        bits_per_byte=loss_nats / math.log(2) / bytes_per_token,
-        accuracy=right / tokens,
-        tokens=tokens,
-    )
+            nats, right = _score(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten())
+            sums += Sums(nats, right, ids_BT.shape[0] * (ids_BT.shape[1] - 1))
+    return sums
 
 
-def _batches(stream: TokenStream, seq_len: int, max_sequences: int | None, batch_size: int) -> Iterator[Tensor]:
-    """Windows of seq_len + 1 ids, the last id of one being the first of the next; then the shorter rest."""
-    whole, rest = divmod(len(stream) - 1, seq_len)
-    count = whole if max_sequences is None else min(whole, max_sequences)
-    for first in range(0, count, batch_size):
-        starts = range(first * seq_len, min(first + batch_size, count) * seq_len, seq_len)
-        yield torch.from_numpy(np.stack([stream.read(start, seq_len + 1) for start in starts]))
-    if rest and (max_sequences is None or whole < max_sequences):
-        yield torch.from_numpy(stream.read(whole * seq_len, rest + 1))[None]
+def _batches(stream: TokenStream, seq_len: int, windows: range, batch_size: int) -> Iterator[Tensor]:
+    """Windows of seq_len + 1 ids, the last id of one being the first of the next; the shorter last one comes alone."""
+    whole = (len(stream) - 1) // seq_len
+    full = range(windows.start, min(windows.stop, whole))
+    for first in range(full.start, full.stop, batch_size):
+        numbers = range(first, min(first + batch_size, full.stop))
+        yield torch.from_numpy(np.stack([stream.read(number * seq_len, seq_len + 1) for number in numbers]))
+    if windows.stop > whole:
+        yield torch.from_numpy(stream.read(whole * seq_len, len(stream) - whole * seq_len))[None]
 
 
 def _score(logits_NV: Tensor, targets_N: Tensor) -> tuple[float, int]:

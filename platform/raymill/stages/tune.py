@@ -1,0 +1,303 @@
+"""Tune: token shards in, trials and the settings of the best one out.
+
+A trial is a training run with some settings replaced (the one written exception to "stages never import stages"): it
+runs the same `training.loop`, alone, in a Ray Tune worker. ASHA (Li et al. 2020) stops the worse trials at each rung.
+The trials are drawn from the seed before any of them starts, so a killed and restored search has the same ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import yaml
+from pydantic import Field, model_validator
+
+from raymill.artifact import Artifact, Kind, write_atomic
+from raymill.cluster.config import RoleName
+from raymill.config import Config as Settings
+from raymill.config import override
+from raymill.errors import ConfigError, MachineError, Problem
+from raymill.stages import train
+from raymill.stages.contract import Demand, Inputs
+
+if TYPE_CHECKING:
+    from raymill.cluster.session import Cluster
+
+TAKES: tuple[Kind, ...] = ("tokens",)
+MAY_TAKE: tuple[Kind, ...] = ()
+GIVES: Kind = "trials"
+ROLE: RoleName = "train"
+LIVE = False
+
+METRIC = "bits_per_byte"
+
+
+class Range(Settings):
+    """The values one setting may take; exactly one of the two."""
+
+    choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
+    """Any of these values."""
+    log_uniform: tuple[float, float] | None = None
+    """A number between these two positive bounds, uniform in its logarithm."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Range:
+        if (self.choice is None) == (self.log_uniform is None):
+            raise ValueError("a range needs choice or log_uniform; fix: write one of them")
+        if self.log_uniform is not None and not 0 < self.log_uniform[0] < self.log_uniform[1]:
+            raise ValueError(f"log_uniform {list(self.log_uniform)} is not low, high; fix: write 0 < low < high")
+        return self
+
+    def draw(self, generator: Any) -> Any:
+        if self.choice is not None:
+            return self.choice[int(generator.integers(len(self.choice)))]
+        assert self.log_uniform is not None
+        low, high = (math.log(bound) for bound in self.log_uniform)
+        return float(f"{math.exp(generator.uniform(low, high)):.4g}")
+
+
+class Config(Settings):
+    """A search over settings of `train`."""
+
+    space: Annotated[dict[str, Range], Field(min_length=1)] = {
+        "optimizer.learning_rate": Range(log_uniform=(5e-4, 1e-2)),
+        "model.num_layers": Range(choice=(2, 4)),
+    }
+    """Dotted keys of `train` and the values they may take."""
+    num_trials: Annotated[int, Field(ge=1, le=10000)] = 6
+    """Trials drawn."""
+    steps: Annotated[int, Field(ge=1)] = 60
+    """Optimizer updates of a trial that reaches the end."""
+    first_rung_steps: Annotated[int, Field(ge=1)] = 15
+    """Steps after which a trial may first be stopped."""
+    reduction_factor: Annotated[int, Field(ge=2, le=16)] = 2
+    """One of this many trials survives a rung; rungs are this factor apart."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the drawn trials."""
+    train: train.Config | None = None
+    """What trials start from; filled from the job's own train settings when left out."""
+
+    @model_validator(mode="after")
+    def _rungs(self) -> Config:
+        if self.first_rung_steps > self.steps:
+            raise ValueError(f"first_rung_steps {self.first_rung_steps} is above steps {self.steps}; fix: lower it")
+        return self
+
+
+def demand(config: Config) -> Demand:
+    return Demand(1)
+
+
+def source_state(config: Config) -> Any:
+    return None
+
+
+def draw_trials(config: Config) -> list[dict[str, Any]]:
+    """The settings of every trial, from the seed alone."""
+    import numpy as np
+
+    generator = np.random.default_rng(config.seed)
+    return [{key: space.draw(generator) for key, space in config.space.items()} for _ in range(config.num_trials)]
+
+
+def trial_config(config: Config, values: dict[str, Any]) -> train.Config:
+    """One trial's training settings; ConfigError names the key of the space that does not fit."""
+    assert config.train is not None
+    rungs = {
+        "steps": config.steps,
+        "checkpoint_every_steps": config.first_rung_steps,
+        "validate_every_steps": config.first_rung_steps,
+    }
+    warmup = {"schedule.warmup_steps": min(config.train.schedule.warmup_steps, config.first_rung_steps)}
+    try:
+        return override(config.train, {**rungs, **warmup, **values})
+    except ConfigError as error:
+        shown = ", ".join(f"{key}={value}" for key, value in values.items())
+        problems = [Problem(f"tune.space ({shown})", each.what, each.fix) for each in error.problems]
+        raise ConfigError(problems) from None
+
+
+def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
+    """Runs the search, or takes up the one a kill cut short, and publishes its trials."""
+    folder = inputs.draft.path
+    tokens = inputs["tokens"]
+    trials = draw_trials(config)
+    for values in trials:
+        each = trial_config(config, values)
+        each.check_layout(1)
+        train.check_tokens(each, tokens.path)
+    cluster.connect()
+    errors = _search(config, trials, tokens.path, folder, cluster, inputs)
+    rows = [_trial_row(number, values, folder) for number, values in enumerate(trials)]
+    finished = [row for row in rows if row[METRIC] is not None]
+    if not finished:
+        why = "; ".join(sorted(set(errors)))[:300] or None
+        raise MachineError("every trial failed", why=why, fix="narrow tune.space, then run again")
+    best = min(finished, key=lambda row: (-row["steps"], row[METRIC]))
+    _write_results(folder, rows, best["trial"], trials[best["trial"]])
+    figures = {
+        "trials": len(rows),
+        "failed_trials": len(rows) - len(finished),
+        "best_trial": best["trial"],
+        "best_bits_per_byte": best[METRIC],
+        "best_settings": trials[best["trial"]],
+    }
+    shown = ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in trials[best["trial"]].items()
+    )
+    full = sum(row["steps"] >= config.steps for row in rows)
+    summary = f"best of {len(rows)} trials ({full} ran to the end): {shown}: {best[METRIC]:.3f} bits per byte after {best['steps']} steps"
+    return inputs.publish("tune", GIVES, config, summary, figures)
+
+
+def _search(
+    config: Config, trials: list[dict[str, Any]], tokens: Path, folder: Path, cluster: Cluster, inputs: Inputs
+) -> list[str]:
+    """Runs every trial that is not finished; returns the last line of each failed trial's error."""
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+
+    role = cluster.config.roles.train
+    settings = {
+        "config": config.model_dump(mode="json"),
+        "tokens": str(tokens.absolute()),
+        "folder": str(folder.absolute()),
+        "threads": role.threads,
+        "trials": trials,
+    }
+    resources = {"cpu": role.cpus_per_worker, "gpu": role.gpus_per_worker}
+    trainable = tune.with_resources(tune.with_parameters(_trial, settings=settings), resources)
+    storage = inputs.run_folder / ".ray-tune"
+    experiment = storage / folder.name
+    if tune.Tuner.can_restore(str(experiment)):
+        tuner = tune.Tuner.restore(str(experiment), trainable=trainable, resume_unfinished=True, resume_errored=True)
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            param_space={"trial": tune.grid_search(list(range(len(trials))))},
+            tune_config=tune.TuneConfig(
+                metric=METRIC,
+                mode="min",
+                scheduler=ASHAScheduler(
+                    time_attr="steps",
+                    max_t=config.steps,
+                    grace_period=config.first_rung_steps,
+                    reduction_factor=config.reduction_factor,
+                ),
+            ),
+            run_config=tune.RunConfig(
+                name=folder.name,
+                storage_path=str(storage.absolute()),
+                verbose=0,
+                callbacks=[_progress_callback(config, inputs)],
+            ),
+        )
+    results = tuner.fit()
+    shutil.rmtree(storage, ignore_errors=True)
+    return [str(error).strip().splitlines()[-1] for error in results.errors]
+
+
+def _progress_callback(config: Config, inputs: Inputs) -> Any:
+    from ray.tune import Callback
+
+    class ShowProgress(Callback):
+        """Counts the steps of all trials; not restored with the search, so it holds nothing worth keeping."""
+
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        ) -> None:
+            steps = sum((each.last_result or {}).get("steps", 0) for each in trials)
+            inputs.progress.update(
+                steps, None, "steps", f"{len(trials)} trials, last {result[METRIC]:.3f} bits per byte"
+            )
+
+        def __reduce__(self) -> Any:
+            return (Callback, ())
+
+    return ShowProgress()
+
+
+def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Runs in a Ray Tune worker: one training run that reports at each rung, again from its checkpoint after a kill."""
+    import torch
+    from ray import tune
+
+    from raymill.model.weights import default_device
+    from raymill.training.loop import METRICS, Hooks, StepMetrics
+    from raymill.training.loop import train as train_model
+    from raymill.training.parallel import Worker
+
+    torch.set_num_threads(settings["threads"])
+    config = Config.model_validate(settings["config"])
+    number = params["trial"]
+    training = trial_config(config, settings["trials"][number])
+    tokens, folder = Path(settings["tokens"]), _trial_folder(Path(settings["folder"]), number)
+    reported = [row for row in _rows(folder / METRICS) if "validation" in row]
+
+    def report(steps: int, validation: dict[str, float]) -> None:
+        tune.report({"steps": steps, METRIC: validation[METRIC]})
+
+    def on_step(metrics: StepMetrics) -> None:
+        if metrics.validation is not None:
+            report(metrics.step, metrics.validation)
+
+    if reported and reported[-1]["step"] >= config.steps:  # finished, and only its last report was lost
+        report(reported[-1]["step"], reported[-1]["validation"])
+        return
+    hooks = Hooks(validate=train.validator(training, tokens), on_step=on_step)
+    train_model(training, tokens, folder, Worker.current(default_device()), hooks)
+
+
+def _trial_folder(folder: Path, number: int) -> Path:
+    return folder / "trials" / f"trial-{number:04d}"
+
+
+def _rows(metrics: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in metrics.read_text().split("\n")[:-1]] if metrics.exists() else []
+
+
+def _trial_row(number: int, values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What a trial reached, from its own files."""
+    from raymill.training.loop import METRICS
+
+    rows = [row for row in _rows(_trial_folder(folder, number) / METRICS) if "validation" in row]
+    last = rows[-1] if rows else None
+    return {
+        "trial": number,
+        **values,
+        "steps": last["step"] if last else 0,
+        METRIC: last["validation"][METRIC] if last else None,
+        "elapsed_s": last["elapsed_s"] if last else None,
+    }
+
+
+def _write_results(folder: Path, rows: list[dict[str, Any]], best: int, values: dict[str, Any]) -> None:
+    """trials.parquet, curves.jsonl, best.yaml (to paste into a job) and best/ (its model); the rest is removed."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from raymill.training.checkpoint import newest_checkpoint
+    from raymill.training.loop import CHECKPOINTS, METRICS
+
+    pq.write_table(pa.Table.from_pylist(rows), folder / "trials.parquet")
+    curves = [
+        {"trial": row["trial"], **step} for row in rows for step in _rows(_trial_folder(folder, row["trial"]) / METRICS)
+    ]
+    write_atomic(folder / "curves.jsonl", "".join(json.dumps(step) + "\n" for step in curves))
+    patch: dict[str, Any] = {}
+    for key, value in values.items():
+        node = patch
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    write_atomic(folder / "best.yaml", yaml.safe_dump({"train": patch}))
+    found = newest_checkpoint(_trial_folder(folder, best) / CHECKPOINTS, lambda text: None)
+    if found is not None:
+        found[0].rename(folder / "best")
+    shutil.rmtree(folder / "trials")

@@ -1,0 +1,250 @@
+"""The one training loop: token shards in, a trained model out, through checkpoints that make a kill harmless.
+
+It runs in every worker. The same seed, settings, worker count and thread count give the same bits, whether or not the
+run was killed on the way: batches are a function of the step, checkpoints hold everything else that a step reads.
+
+Below Ray: it speaks to the outside through `Hooks` alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from raymill.artifact import write_atomic
+from raymill.config import Config
+from raymill.dataset.loader import Loader
+from raymill.dataset.shards import TokenStream
+from raymill.errors import DataError, UsageError
+from raymill.model.config import ModelConfig
+from raymill.model.transformer import Transformer
+from raymill.model.weights import load_model
+from raymill.training.checkpoint import load_checkpoint, newest_checkpoint, only_writer, save_checkpoint
+from raymill.training.losses import next_token_loss
+from raymill.training.optimizer import OptimizerConfig, build_optimizer
+from raymill.training.parallel import Worker
+from raymill.training.schedule import ScheduleConfig, learning_rate_at
+
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+
+
+class TrainingConfig(Config):
+    """One training run, whoever places its workers."""
+
+    model: ModelConfig = ModelConfig()
+    """Shape of the model."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How a step changes the weights."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """How the learning rate moves over the run."""
+    steps: Annotated[int, Field(ge=1)] = 300
+    """Optimizer updates."""
+    global_batch_size: Annotated[int, Field(ge=1)] = 16
+    """Sequences per step over all workers."""
+    microbatch_size: Annotated[int, Field(ge=1)] = 8
+    """Sequences one worker runs at once; the rest of its share is accumulated."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the initial weights and of the order of sequences."""
+    checkpoint_every_steps: Annotated[int, Field(ge=1)] = 100
+    """Steps between checkpoints; at most this much is redone after a kill."""
+    validate_every_steps: Annotated[int, Field(ge=1)] = 100
+    """Steps between validations; the last step always has one."""
+    validation_sequences: Annotated[int, Field(ge=1)] | None = 64
+    """Sequences of the val split per validation; none means all."""
+
+    def check_layout(self, num_workers: int, key: str = "train") -> None:
+        """UsageError unless the global batch divides over workers and microbatches."""
+        share, rest = divmod(self.global_batch_size, num_workers)
+        if rest or share % min(self.microbatch_size, share):
+            raise UsageError(
+                f"{key}.global_batch_size {self.global_batch_size} does not divide over {num_workers} workers "
+                f"in microbatches of {self.microbatch_size}",
+                fix=f"set it to a multiple of {num_workers * self.microbatch_size}",
+            )
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one step was like. `loss` is in nats per token, the mean over all workers."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    elapsed_s: float
+    validation: dict[str, float] | None = None
+
+
+def _ignore(*_: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How the loop tells its surroundings what happens. `validate` and `on_step` run on rank 0 only."""
+
+    validate: Callable[[nn.Module], dict[str, float]]
+    """Scores the model on the val split."""
+    on_step: Callable[[StepMetrics], None] = _ignore
+    on_checkpoint: Callable[[Path], None] = _ignore
+    warn: Callable[[str], None] = _ignore
+
+
+@dataclass
+class _State:
+    """Everything one worker holds during a run."""
+
+    config: TrainingConfig
+    worker: Worker
+    hooks: Hooks
+    folder: Path
+    loader: Loader
+    model: Transformer
+    end_id: int
+    optimizer: torch.optim.Optimizer = field(init=False)
+    wrapped: nn.Module = field(init=False)
+    step: int = 0
+    earlier_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.optimizer = build_optimizer(self.model, self.config.optimizer)
+
+
+def train(
+    config: TrainingConfig, tokens: Path, folder: Path, worker: Worker, hooks: Hooks, start: Path | None = None
+) -> Transformer:
+    """Trains from the newest checkpoint in `folder`, or from `start`'s weights, or from a seeded draw.
+
+    `tokens` holds token shards; checkpoints and metrics.jsonl go to `folder`. Every worker calls it; every worker
+    returns the trained model. Raises DataError for a split too small for one batch and when the loss is not finite.
+    """
+    if worker.rank == 0:
+        with only_writer(folder):
+            return _train(config, tokens, folder, worker, hooks, start)
+    return _train(config, tokens, folder, worker, hooks, start)
+
+
+def _train(
+    config: TrainingConfig, tokens: Path, folder: Path, worker: Worker, hooks: Hooks, start: Path | None
+) -> Transformer:
+    state = _prepare(config, tokens, folder, worker, hooks, start)
+    started = time.monotonic()
+    while state.step < config.steps:
+        loss, gradient_norm, rate = _one_step(state)
+        state.step += 1
+        last = state.step == config.steps
+        if not math.isfinite(loss):
+            raise DataError(
+                f"the loss of step {state.step} is {loss}",
+                why=f"gradient norm {gradient_norm}, learning rate {rate:g}",
+                fix="lower train.optimizer.learning_rate or set train.optimizer.clip_norm",
+            )
+        if worker.rank == 0:
+            validation = None
+            if last or state.step % config.validate_every_steps == 0:
+                validation = hooks.validate(state.model)
+            tokens_seen = state.step * config.global_batch_size * config.model.max_seq_len
+            elapsed_s = round(state.earlier_s + time.monotonic() - started, 3)
+            metrics = StepMetrics(state.step, loss, rate, gradient_norm, tokens_seen, elapsed_s, validation)
+            append_metrics(folder / METRICS, metrics)
+            hooks.on_step(metrics)
+            if last or state.step % config.checkpoint_every_steps == 0:
+                path = save_checkpoint(folder / CHECKPOINTS, state.step, state.model, state.optimizer, state.end_id)
+                hooks.on_checkpoint(path)
+    worker.barrier()
+    return state.model
+
+
+def _prepare(
+    config: TrainingConfig, tokens: Path, folder: Path, worker: Worker, hooks: Hooks, start: Path | None
+) -> _State:
+    stream = TokenStream(tokens, "train")
+    loader = Loader(
+        stream, seq_len=config.model.max_seq_len, global_batch_size=config.global_batch_size, seed=config.seed
+    )
+    if start is None:
+        model = Transformer(config.model, stream.index.vocab_size)
+        model.initialize(config.seed)
+    else:
+        model = load_model(start)
+    state = _State(config, worker, hooks, folder, loader, model.to(worker.device), stream.index.end_of_document_id)
+    found = newest_checkpoint(folder / CHECKPOINTS, hooks.warn)
+    if found is not None:
+        path, state.step = found
+        load_checkpoint(path, state.model, state.optimizer)
+    if worker.rank == 0:
+        state.earlier_s = truncate_metrics(folder / METRICS, state.step)
+    state.wrapped = worker.wrap(state.model)
+    return state
+
+
+def _one_step(state: _State) -> tuple[float, float, float]:
+    """One optimizer update. Returns the loss over the global batch, the gradient's norm before clipping, the rate."""
+    config, worker = state.config, state.worker
+    share = config.global_batch_size // worker.world_size
+    microbatch = min(config.microbatch_size, share)
+    rate = learning_rate_at(state.step, config.steps, config.optimizer.learning_rate, config.schedule)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.zero_grad()
+    mixed = torch.autocast("cuda", torch.bfloat16, enabled=worker.device.type == "cuda")
+    total = torch.zeros((), device=worker.device)
+    count = share // microbatch
+    for index in range(count):
+        first = worker.rank * share + index * microbatch
+        inputs_BT, targets_BT = (ids.to(worker.device) for ids in state.loader.batch(state.step, first, microbatch))
+        if index < count - 1:
+            with worker.without_sync(state.wrapped):
+                loss = _backward(state, inputs_BT, targets_BT, count, mixed)
+        else:
+            loss = _backward(state, inputs_BT, targets_BT, count, mixed)
+        total += loss
+    limit = config.optimizer.clip_norm if config.optimizer.clip_norm is not None else math.inf
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
+    state.optimizer.step()
+    return worker.mean(total).item(), norm.item(), rate
+
+
+def _backward(state: _State, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, count: int, mixed: Any) -> torch.Tensor:
+    with mixed:
+        loss = next_token_loss(state.wrapped(inputs_BT), targets_BT) / count
+    loss.backward()
+    return loss.detach()
+
+
+def append_metrics(path: Path, metrics: StepMetrics) -> None:
+    """One JSON line per step; `validation` only where there was one."""
+    row = {name: value for name, value in asdict(metrics).items() if value is not None}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def last_metrics(path: Path) -> dict[str, Any] | None:
+    """The last complete line of a metrics file that may still be written to; reads only the file's end."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 4096))
+            lines = file.read().split(b"\n")[:-1]  # what follows the last line break is a line being written
+    except FileNotFoundError:
+        return None
+    row: dict[str, Any] | None = json.loads(lines[-1]) if lines else None
+    return row
+
+
+def truncate_metrics(path: Path, step: int) -> float:
+    """Forgets the steps that will be redone; returns the seconds spent on those kept."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    rows = [row for row in map(json.loads, lines) if row["step"] <= step]
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return float(rows[-1]["elapsed_s"]) if rows else 0.0

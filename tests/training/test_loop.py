@@ -1,0 +1,133 @@
+"""The loop learns, counts right, and a kill changes no bit."""
+
+import json
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from raymill.errors import DataError, UsageError
+from raymill.training.checkpoint import newest_checkpoint
+from raymill.training.loop import CHECKPOINTS, METRICS, Hooks, StepMetrics, TrainingConfig, train
+from raymill.training.parallel import Worker
+
+ALONE = Worker(0, 1, torch.device("cpu"))
+
+
+def no_validation(model: torch.nn.Module) -> dict[str, float]:
+    return {"loss_nats": 0.0, "bits_per_byte": 0.0, "accuracy": 0.0}
+
+
+HOOKS = Hooks(validate=no_validation)
+
+
+def curve(folder: Path) -> list[tuple[int, float, float, float]]:
+    rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    return [(row["step"], row["loss"], row["gradient_norm"], row["learning_rate"]) for row in rows]
+
+
+def last_files(folder: Path) -> dict[str, bytes]:
+    found = newest_checkpoint(folder / CHECKPOINTS, pytest.fail)
+    assert found is not None
+    return {path.name: path.read_bytes() for path in found[0].iterdir() if path.suffix == ".safetensors"}
+
+
+def test_it_learns_the_pattern(config: TrainingConfig, tokens: Path, tmp_path: Path) -> None:
+    optimizer = config.optimizer.model_copy(update={"learning_rate": 0.02})
+    config = config.model_copy(update={"steps": 60, "optimizer": optimizer})
+    train(config, tokens, tmp_path, ALONE, HOOKS)
+    losses = [row[1] for row in curve(tmp_path)]
+    assert losses[0] > 4.0 and losses[-1] < 0.6 * losses[0]
+
+
+def test_every_step_and_checkpoint_is_told_once(config: TrainingConfig, tokens: Path, tmp_path: Path) -> None:
+    steps: list[StepMetrics] = []
+    checkpoints: list[str] = []
+    hooks = replace(HOOKS, on_step=steps.append, on_checkpoint=lambda path: checkpoints.append(path.name))
+    train(config, tokens, tmp_path, ALONE, hooks)
+    assert [metrics.step for metrics in steps] == list(range(1, 13))
+    assert steps[-1].tokens == 12 * 8 * 16
+    assert checkpoints == ["step-00000004", "step-00000008", "step-00000012"]
+    assert [metrics.step for metrics in steps if metrics.validation] == [6, 12]
+
+
+def test_accumulated_microbatches_equal_one_large_batch(config: TrainingConfig, tokens: Path, tmp_path: Path) -> None:
+    whole = config.model_copy(update={"microbatch_size": 8})
+    small = train(config, tokens, tmp_path / "small", ALONE, HOOKS)
+    large = train(whole, tokens, tmp_path / "large", ALONE, HOOKS)
+    for one, other in zip(small.parameters(), large.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("kill_at", [3, 4, 9])
+def test_kill_and_resume_changes_no_bit(config: TrainingConfig, tokens: Path, tmp_path: Path, kill_at: int) -> None:
+    train(config, tokens, tmp_path / "whole", ALONE, HOOKS)
+    killed = multiprocessing.get_context("spawn").Process(
+        target=_train_until_killed, args=(config, tokens, tmp_path / "killed", kill_at)
+    )
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    train(config, tokens, tmp_path / "killed", ALONE, HOOKS)
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+    assert last_files(tmp_path / "killed") == last_files(tmp_path / "whole")
+
+
+def _train_until_killed(config: TrainingConfig, tokens: Path, folder: Path, kill_at: int) -> None:
+    torch.set_num_threads(torch.get_num_threads())
+
+    def die(metrics: StepMetrics) -> None:
+        if metrics.step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(config, tokens, folder, ALONE, replace(HOOKS, on_step=die))
+
+
+def test_two_workers_reach_the_weights_of_one(config: TrainingConfig, tokens: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_ddp_worker, args=(rank, config, tokens, tmp_path)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    alone = train(config, tokens, tmp_path / "alone", ALONE, HOOKS)
+    state = torch.load(tmp_path / "ddp.pt", weights_only=True)
+    for name, parameter in alone.named_parameters():
+        torch.testing.assert_close(state[name], parameter, rtol=2e-3, atol=2e-5)
+    assert [row[0] for row in curve(tmp_path / "ddp")] == list(range(1, 13))
+    for one, other in zip(curve(tmp_path / "ddp"), curve(tmp_path / "alone"), strict=True):
+        assert one[1] == pytest.approx(other[1], rel=1e-4)
+
+
+def _ddp_worker(rank: int, config: TrainingConfig, tokens: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    model = train(config, tokens, folder / "ddp", Worker.current(torch.device("cpu")), HOOKS)
+    if rank == 0:
+        torch.save(dict(model.named_parameters()), folder / "ddp.pt")
+    dist.destroy_process_group()
+
+
+def test_a_split_too_small_for_a_batch_is_refused(config: TrainingConfig, tokens: Path, tmp_path: Path) -> None:
+    config = config.model_copy(update={"global_batch_size": 1000})
+    with pytest.raises(DataError, match="too small for one batch") as error:
+        train(config, tokens, tmp_path, ALONE, HOOKS)
+    assert "256 sequences of 16" in str(error.value) and "global_batch_size" in error.value.fix
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config: TrainingConfig, tokens: Path, tmp_path: Path) -> None:
+    optimizer = config.optimizer.model_copy(update={"learning_rate": 1e30, "clip_norm": None})
+    with pytest.raises(DataError, match="the loss of step"):
+        train(config.model_copy(update={"optimizer": optimizer}), tokens, tmp_path, ALONE, HOOKS)
+
+
+def test_a_batch_that_does_not_divide_is_refused(config: TrainingConfig) -> None:
+    with pytest.raises(UsageError, match="global_batch_size 8 does not divide over 3 workers"):
+        config.check_layout(3)
+    config.check_layout(2)
