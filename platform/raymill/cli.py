@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from raymill.cluster.config import ClusterConfig
     from raymill.pipeline import Job, Result, Step
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__ and "From raw text to a monitored, quantized language-model endpoint on one Ray cluster.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=__doc__ and "From raw text to a monitored, quantized language-model endpoint on one Ray cluster.",
+)
 runs_app = typer.Typer(no_args_is_help=True, help="List, show and delete runs.")
 config_app = typer.Typer(no_args_is_help=True, help="Check settings files; print their JSON Schema.")
 app.add_typer(runs_app, name="runs")
@@ -31,9 +36,23 @@ app.add_typer(config_app, name="config")
 
 JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="Job file, for example jobs/tiny.yaml.")]
 On = Annotated[Path | None, typer.Option("--on", metavar="CLUSTER", help="Cluster file; without it, this machine.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting: train.steps=200, or cluster.endpoint.port=8001. May be repeated.")]
-Data = Annotated[str | None, typer.Option("--data", metavar="PATH", help="Your text: a file, folder or glob of txt, md, py, jsonl, each also .gz or .zst.")]
-RunName = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Name of the run; may be left out when there is one only.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Replace one setting: train.steps=200, or cluster.endpoint.port=8001. May be repeated.",
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data", metavar="PATH", help="Your text: a file, folder or glob of txt, md, py, jsonl, each also .gz or .zst."
+    ),
+]
+RunName = Annotated[
+    str | None, typer.Argument(metavar="[RUN]", help="Name of the run; may be left out when there is one only.")
+]
 
 
 @app.command()
@@ -43,7 +62,9 @@ def run(
     set_: Set = None,
     data: Data = None,
     no_serve: Annotated[bool, typer.Option("--no-serve", help="End before the serve stage.")] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Leave the endpoint up in the background; `raymill stop` ends it.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Leave the endpoint up in the background; `raymill stop` ends it.")
+    ] = False,
 ) -> None:
     """Run a job: what is done is skipped, what was killed goes on."""
     loaded, cluster = _load(job, on, set_, data)
@@ -59,7 +80,14 @@ def plan(
     on: On = None,
     set_: Set = None,
     data: Data = None,
-    write: Annotated[Path | None, typer.Option("--write", metavar="FOLDER", help="Write the launcher files of the cluster (Ray cluster launcher or KubeRay).")] = None,
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            "--write",
+            metavar="FOLDER",
+            help="Write the launcher files of the cluster (Ray cluster launcher or KubeRay).",
+        ),
+    ] = None,
 ) -> None:
     """Show what a run would do: stages, inputs, what is cached, workers against the cluster."""
     from raymill import pipeline
@@ -71,14 +99,18 @@ def plan(
     print(f"run {loaded.name} in {pipeline.run_folder(loaded, config)} on cluster {config.name} ({config.provider})")
     for step in steps:
         stage = step.stage
-        state = "cached" if step.cached else "to continue" if step.started else "starts again" if stage.LIVE else "to run"
+        state = (
+            "cached" if step.cached else "to continue" if step.started else "starts again" if stage.LIVE else "to run"
+        )
         workers = stage.demand(loaded.of(step.name)).workers
         size = config.roles.of(stage.ROLE)
         cpus, gpus = cluster.capacity(stage.ROLE)
         takes = ", ".join(path.name for path in step.inputs.values()) or "raw text"
         print(f"[{step.number}/{step.total}] {step.name:<9} {state:<12} {step.final.name}  from {takes}")
         gpu_text = f" and {workers * size.gpus_per_worker:g} of {gpus:g} GPUs" if size.gpus_per_worker else ""
-        print(f"      {workers} {stage.ROLE} worker{'s' if workers > 1 else ''}: {workers * size.cpus_per_worker:g} of {cpus:g} CPUs{gpu_text}")
+        print(
+            f"      {workers} {stage.ROLE} worker{'s' if workers > 1 else ''}: {workers * size.cpus_per_worker:g} of {cpus:g} CPUs{gpu_text}"
+        )
     if write is not None:
         from raymill.cluster.launch import render
 
@@ -95,7 +127,9 @@ def submit(
     on: On = None,
     set_: Set = None,
     data: Data = None,
-    address: Annotated[str | None, typer.Option("--address", metavar="URL", help="The cluster's dashboard, http://host:8265.")] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", metavar="URL", help="The cluster's dashboard, http://host:8265.")
+    ] = None,
 ) -> None:
     """Send a job to a running Ray cluster, follow its log and end with its status."""
     from raymill.cluster.submit import submit as send
@@ -106,7 +140,12 @@ def submit(
 
 
 @app.command()
-def serve(run_name: RunName = None, on: On = None, set_: Set = None, new_key: Annotated[bool, typer.Option("--new-key", help="Replace the API key and show the new one.")] = False) -> None:
+def serve(
+    run_name: RunName = None,
+    on: On = None,
+    set_: Set = None,
+    new_key: Annotated[bool, typer.Option("--new-key", help="Replace the API key and show the new one.")] = False,
+) -> None:
     """Serve the model of a finished run again."""
     from raymill import config, pipeline
     from raymill.cluster.config import ClusterConfig
@@ -154,7 +193,10 @@ def runs_ls(on: On = None) -> None:
         made = runs.artifacts(folder)
         live = runs.read_live(folder)
         done = " ".join(dict.fromkeys(artifact.manifest.stage for artifact in made)) or "nothing finished"
-        print(f"{folder.name:<20} {made[-1].manifest.created_at if made else '-':<20} {done}" + (f"  up at {live.url}" if live else ""))
+        print(
+            f"{folder.name:<20} {made[-1].manifest.created_at if made else '-':<20} {done}"
+            + (f"  up at {live.url}" if live else "")
+        )
 
 
 @runs_app.command("show")
@@ -164,12 +206,18 @@ def runs_show(run_name: RunName = None, on: On = None) -> None:
 
     for artifact in runs.artifacts(_find(_place(on), run_name)):
         size_bytes = sum(entry.size_bytes for entry in artifact.manifest.files)
-        print(f"{artifact.name}  {artifact.manifest.kind}, {size_bytes / 1e6:.1f} MB, {artifact.manifest.created_at}, {artifact.manifest.duration_s:.1f} s")
+        print(
+            f"{artifact.name}  {artifact.manifest.kind}, {size_bytes / 1e6:.1f} MB, {artifact.manifest.created_at}, {artifact.manifest.duration_s:.1f} s"
+        )
         print(f"    {artifact.manifest.summary}")
 
 
 @runs_app.command("rm")
-def runs_rm(run_name: Annotated[str, typer.Argument(metavar="RUN")], on: On = None, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+def runs_rm(
+    run_name: Annotated[str, typer.Argument(metavar="RUN")],
+    on: On = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
     """Delete a run and everything in it."""
     from raymill import runs
 
@@ -184,14 +232,9 @@ def runs_rm(run_name: Annotated[str, typer.Argument(metavar="RUN")], on: On = No
 def config_check(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Job or cluster files.")]) -> None:
     """Check job and cluster files without running anything."""
     from raymill import pipeline
-    from raymill.config import kind_of_file
 
     for file in files:
-        if kind_of_file(file, pipeline.Job) == "job":
-            pipeline.plan(pipeline.load_job(file), pipeline.load_cluster(None))
-        else:
-            pipeline.load_cluster(file)
-        print(f"{file}: ok")
+        print(f"{file}: a valid {pipeline.check_file(file)} file")
 
 
 @config_app.command("schema")
@@ -226,7 +269,9 @@ def _split(overrides: list[str] | None) -> tuple[list[str], list[str]]:
     """`--set` values for the job and, those that begin with `cluster.`, for the cluster file."""
     given = overrides or []
     prefix = "cluster."
-    return [each for each in given if not each.startswith(prefix)], [each.removeprefix(prefix) for each in given if each.startswith(prefix)]
+    return [each for each in given if not each.startswith(prefix)], [
+        each.removeprefix(prefix) for each in given if each.startswith(prefix)
+    ]
 
 
 def _data_override(data: str | None) -> list[str]:
@@ -258,7 +303,10 @@ def _find(place: ClusterConfig, name: str | None) -> Path:
     found = runs.list_runs(storage)
     if len(found) != 1:
         names = ", ".join(folder.name for folder in found)
-        raise UsageError("name a run" if found else f"there is no run in {storage}", fix=f"runs here: {names or 'none yet; start with raymill run jobs/tiny.yaml'}")
+        raise UsageError(
+            "name a run" if found else f"there is no run in {storage}",
+            fix=f"runs here: {names or 'none yet; start with raymill run jobs/tiny.yaml'}",
+        )
     return found[0]
 
 
@@ -268,7 +316,14 @@ def _run(job: Job, config: ClusterConfig, stages: list[str]) -> None:
 
     signal.signal(signal.SIGTERM, _interrupt)
     with Cluster(config) as cluster:
-        pipeline.run(job, cluster, stages=stages, on_start=_show_start, on_result=_show_result, while_live=_show_endpoint(job, config))
+        pipeline.run(
+            job,
+            cluster,
+            stages=stages,
+            on_start=_show_start,
+            on_result=_show_result,
+            while_live=_show_endpoint(job, config),
+        )
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -277,7 +332,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _show_start(step: Step) -> None:
     if step.started and not step.cached and not step.stage.LIVE:
-        print(f"[{step.number}/{step.total}] {step.name:<9} continues where it was cut short", file=sys.stderr, flush=True)
+        print(
+            f"[{step.number}/{step.total}] {step.name:<9} continues where it was cut short", file=sys.stderr, flush=True
+        )
 
 
 def _show_result(result: Result) -> None:
@@ -314,10 +371,14 @@ def _detach(job: Job, config: ClusterConfig) -> None:
     log = folder / "logs" / "serve.log"
     command = [sys.executable, "-m", "raymill.cli", "serve", folder.name, "--set", f"cluster.storage={config.storage}"]
     with log.open("ab") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
     while runs.read_live(folder) is None:
         if process.poll() is not None:
-            raise MachineError("the endpoint did not start", where=str(log), why=_last_error(log), fix="mend that, then run again")
+            raise MachineError(
+                "the endpoint did not start", where=str(log), why=_last_error(log), fix="mend that, then run again"
+            )
         time.sleep(0.2)
     print(log.read_text())
     print(f"It stays up; `raymill stop {folder.name}` ends it. Log: {log}")

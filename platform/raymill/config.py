@@ -78,6 +78,11 @@ def load(model: type[C], path: Path | None, overrides: Sequence[str] = ()) -> C:
     return config
 
 
+def top_keys(path: Path) -> set[str]:
+    """The keys of a settings file's first level, to tell what kind of file it is."""
+    return {str(key) for key in _parse(path)[0]}
+
+
 def override(config: C, values: Mapping[str, Any]) -> C:
     """A copy of `config` with dotted keys replaced, validated again. The tune space is applied with it."""
     tree = config.model_dump(mode="json")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -21,8 +21,16 @@ from raymill.artifact import MANIFEST, Artifact, Draft, Kind, open_artifact, wri
 from raymill.cluster.config import ClusterConfig
 from raymill.errors import MachineError, UsageError
 from raymill.runs import artifacts, clear_live, locked, write_live
-from raymill.stages import compress, evaluate, monitor, prepare, serve, tokenize, train, tune
+from raymill.stages.compress import Config as CompressConfig
 from raymill.stages.contract import STAGE_NAMES, Inputs, Stage, stage_module
+from raymill.stages.evaluate import Config as EvaluateConfig
+from raymill.stages.monitor import Config as MonitorConfig
+from raymill.stages.prepare import Config as PrepareConfig
+from raymill.stages.serve import Config as ServeConfig
+from raymill.stages.serve import preflight as preflight_serve
+from raymill.stages.tokenize import Config as TokenizeConfig
+from raymill.stages.train import Config as TrainConfig
+from raymill.stages.tune import Config as TuneConfig
 from raymill.telemetry.progress import Progress
 
 if TYPE_CHECKING:
@@ -38,21 +46,21 @@ class Job(config.Config):
     """Name of the run; its artifacts lie in `<storage>/<name>`."""
     start_from: str | None = None
     """`<run>/<stage>` or a path: an artifact of another run that this job starts with."""
-    prepare: prepare.Config | None = None
+    prepare: PrepareConfig | None = None
     """Raw text to clean documents."""
-    tokenize: tokenize.Config | None = None
+    tokenize: TokenizeConfig | None = None
     """Documents to token shards."""
-    train: train.Config | None = None
+    train: TrainConfig | None = None
     """Token shards to a model."""
-    tune: tune.Config | None = None
+    tune: TuneConfig | None = None
     """A search for better settings of train."""
-    evaluate: evaluate.Config | None = None
+    evaluate: EvaluateConfig | None = None
     """Scores of the model on held-out text."""
-    compress: compress.Config | None = None
+    compress: CompressConfig | None = None
     """A smaller, faster model."""
-    serve: serve.Config | None = None
+    serve: ServeConfig | None = None
     """The model behind an HTTP API."""
-    monitor: monitor.Config | None = None
+    monitor: MonitorConfig | None = None
     """Scrape configuration, alert rules and a health report for the endpoint."""
 
     @model_validator(mode="after")
@@ -81,6 +89,16 @@ def load_job(path: Path | None, overrides: Sequence[str] = ()) -> Job:
 def load_cluster(path: Path | None, overrides: Sequence[str] = ()) -> ClusterConfig:
     """Reads a cluster file; without one, this machine."""
     return config.load(ClusterConfig, path, overrides)
+
+
+def check_file(path: Path) -> Literal["job", "cluster"]:
+    """Loads a file as what its keys say it is. Raises what the loader of that kind raises."""
+    keys = config.top_keys(path)
+    if keys & (ClusterConfig.model_fields.keys() - Job.model_fields.keys()):
+        load_cluster(path)
+        return "cluster"
+    _check_line(load_job(path).stages(), set(get_args(Kind)) if "start_from" in keys else set())
+    return "job"
 
 
 def job_schema() -> dict[str, Any]:
@@ -155,7 +173,7 @@ def preflight(job: Job, cluster: Cluster, steps: Sequence[Step]) -> None:
             role = step.stage.ROLE
             cluster.check_fits(role, step.stage.demand(job.of(step.name)).workers, step.name)
         if step.name == "serve":
-            serve.preflight(job.of("serve"), cluster.config)
+            preflight_serve(job.of("serve"), cluster.config)
     if job.train is not None:
         job.train.check_layout(job.train.num_workers)
 
@@ -213,7 +231,9 @@ def _run_step(job: Job, step: Step, made: Mapping[Path, Artifact], cluster: Clus
         if error.errno not in _MACHINE_ERRORS:
             raise
         raise MachineError(
-            f"{step.name} could not write", where=str(error.filename or draft.path), why=error.strerror,
+            f"{step.name} could not write",
+            where=str(error.filename or draft.path),
+            why=error.strerror,
             fix="free space or mend the folder's rights, then run the same command again: it continues",
         ) from error
     finally:
@@ -247,7 +267,7 @@ def _check_line(names: Sequence[str], kinds: set[Kind]) -> None:
         stage = stage_module(name)
         for kind in stage.TAKES:
             if kind not in have:
-                makers = [other for other in STAGE_NAMES if stage_module(other).GIVES == kind]
+                makers = [other for other in STAGE_NAMES if kind == stage_module(other).GIVES]
                 raise UsageError(
                     f"stage {name} takes a {kind} artifact, and nothing before it gives one",
                     fix=f"add {' or '.join(makers)} to the job, or name an artifact with start_from",

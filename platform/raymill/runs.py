@@ -1,10 +1,10 @@
 """A run: the folder `<storage>/<run>` that holds a job's artifacts, and what can be done with it.
 
-    run.yaml cluster.yaml      the settings of the last command, every default written out
-    <stage>-<hash8>/           artifacts; `.partial` ones are drafts that a kill left behind
-    api_keys.json              hashes of the endpoint's keys
-    endpoint.json              process and address of the endpoint while it is up
-    logs/                      what a detached endpoint says
+run.yaml cluster.yaml      the settings of the last command, every default written out
+<stage>-<hash8>/           artifacts; `.partial` ones are drafts that a kill left behind
+api_keys.json              hashes of the endpoint's keys
+endpoint.json              process and address of the endpoint while it is up
+logs/                      what a detached endpoint says
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ from raymill.cluster.config import RoleName
 from raymill.config import Config as Settings
 from raymill.config import override
 from raymill.errors import ConfigError, MachineError, Problem
-from raymill.stages import train
 from raymill.stages.contract import Demand, Inputs
+from raymill.stages.train import Config as TrainConfig
+from raymill.stages.train import check_tokens, validator
 
 if TYPE_CHECKING:
     from raymill.cluster.session import Cluster
@@ -78,7 +79,7 @@ class Config(Settings):
     """One of this many trials survives a rung; rungs are this factor apart."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the drawn trials."""
-    train: train.Config | None = None
+    train: TrainConfig | None = None
     """What trials start from; filled from the job's own train settings when left out."""
 
     @model_validator(mode="after")
@@ -104,7 +105,7 @@ def draw_trials(config: Config) -> list[dict[str, Any]]:
     return [{key: space.draw(generator) for key, space in config.space.items()} for _ in range(config.num_trials)]
 
 
-def trial_config(config: Config, values: dict[str, Any]) -> train.Config:
+def trial_config(config: Config, values: dict[str, Any]) -> TrainConfig:
     """One trial's training settings; ConfigError names the key of the space that does not fit."""
     assert config.train is not None
     rungs = {
@@ -129,7 +130,7 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     for values in trials:
         each = trial_config(config, values)
         each.check_layout(1)
-        train.check_tokens(each, tokens.path)
+        check_tokens(each, tokens.path)
     cluster.connect()
     errors = _search(config, trials, tokens.path, folder, cluster, inputs)
     rows = [_trial_row(number, values, folder) for number, values in enumerate(trials)]
@@ -249,7 +250,7 @@ def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
     if reported and reported[-1]["step"] >= config.steps:  # finished, and only its last report was lost
         report(reported[-1]["step"], reported[-1]["validation"])
         return
-    hooks = Hooks(validate=train.validator(training, tokens), on_step=on_step)
+    hooks = Hooks(validate=validator(training, tokens), on_step=on_step)
     train_model(training, tokens, folder, Worker.current(default_device()), hooks)
 
 

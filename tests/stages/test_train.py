@@ -1,0 +1,99 @@
+"""The train stage on Ray: two workers, one of them killed, the same bits."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raymill.artifact import Artifact, open_artifact
+from raymill.cluster.session import Cluster
+from raymill.errors import DataError, UsageError
+from raymill.model.config import ModelConfig
+from raymill.stages import train
+from raymill.stages.contract import Inputs
+
+CONFIG = train.Config(
+    model=ModelConfig(num_layers=1, model_dim=32, num_heads=2, num_kv_heads=1, hidden_dim=48, max_seq_len=32),
+    steps=60,
+    global_batch_size=8,
+    microbatch_size=4,
+    checkpoint_every_steps=10,
+    validate_every_steps=30,
+    validation_sequences=8,
+)
+
+
+def losses(artifact: Artifact) -> list[tuple[int, float, float]]:
+    rows = [json.loads(line) for line in artifact.file("metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"], row["gradient_norm"]) for row in rows]
+
+
+def kill_a_worker_after(metrics: Path, step: int, killed: list[int]) -> threading.Thread:
+    """Kills one training worker once the run has passed `step`, and notes its pid."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if metrics.exists() and metrics.read_text().count("\n") > step:
+                for process in Path("/proc").iterdir():
+                    if process.name.isdigit() and b"RayTrainWorker" in _command(process):
+                        os.kill(int(process.name), signal.SIGKILL)
+                        killed.append(int(process.name))
+                        return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def _command(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_a_killed_worker_changes_no_bit(
+    cluster: Cluster, tokens: Artifact, inputs: Callable[..., Inputs], tmp_path: Path
+) -> None:
+    whole = train.run(CONFIG, inputs("train", tokens), cluster)
+    assert whole.manifest.kind == "checkpoint" and whole.manifest.inputs == {"tokens": tokens.name}
+    assert whole.figures["validation_bits_per_byte"] < 6.0
+    assert {entry.path for entry in whole.manifest.files} == {
+        "config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "tokenizer.json",
+    }
+    given = inputs("train-killed", tokens)
+    victims: list[int] = []
+    killer = kill_a_worker_after(given.draft.path / "metrics.jsonl", 25, victims)
+    killed = train.run(CONFIG, given, cluster)
+    killer.join()
+    assert len(victims) == 1
+    assert losses(killed) == losses(whole)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert killed.file(name).read_bytes() == whole.file(name).read_bytes()
+    assert open_artifact(killed.path, "checkpoint").figures["train_tokens"] == 60 * 8 * 32
+    assert not list((tmp_path / "run").glob(".ray*"))
+
+
+def test_too_few_tokens_are_said_before_any_worker_starts(tokens: Artifact, inputs: Callable[..., Inputs]) -> None:
+    config = CONFIG.model_copy(update={"global_batch_size": 2048})
+    with pytest.raises(DataError, match="too small for one batch"):
+        train.run(config, inputs("train", tokens), None)
+
+
+def test_a_batch_that_does_not_divide_is_said_before_any_worker_starts(
+    tokens: Artifact, inputs: Callable[..., Inputs]
+) -> None:
+    config = CONFIG.model_copy(update={"num_workers": 3})
+    with pytest.raises(UsageError, match="does not divide over 3 workers"):
+        train.run(config, inputs("train", tokens), None)

@@ -1,0 +1,76 @@
+"""The tune stage on Ray: every trial once, the best one's settings to paste, the same trials after a kill."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from raymill.artifact import Artifact
+from raymill.cluster.session import Cluster
+from raymill.config import load
+from raymill.errors import ConfigError
+from raymill.model.config import ModelConfig
+from raymill.stages import train, tune
+from raymill.stages.contract import Inputs
+
+CONFIG = tune.Config(
+    space={
+        "optimizer.learning_rate": tune.Range(log_uniform=(1e-4, 3e-2)),
+        "model.num_layers": tune.Range(choice=(1, 2)),
+    },
+    num_trials=3,
+    steps=8,
+    first_rung_steps=4,
+    train=train.Config(
+        model=ModelConfig(num_layers=1, model_dim=16, num_heads=2, num_kv_heads=1, hidden_dim=32, max_seq_len=16),
+        global_batch_size=4,
+        microbatch_size=4,
+        validation_sequences=4,
+    ),
+)
+
+
+def test_a_search_gives_every_trial_once_and_the_best_as_a_patch(
+    cluster: Cluster, tokens: Artifact, inputs: Callable[..., Inputs], tmp_path: Path
+) -> None:
+    made = tune.run(CONFIG, inputs("tune", tokens), cluster)
+    rows = pq.read_table(made.file("trials.parquet")).to_pylist()
+    assert [row["trial"] for row in rows] == [0, 1, 2]
+    drawn = tune.draw_trials(CONFIG)
+    assert [{key: row[key] for key in CONFIG.space} for row in rows] == drawn
+    best = made.figures["best_trial"]
+    finished = [row for row in rows if row["steps"] == 8]
+    assert rows[best] in finished and rows[best]["bits_per_byte"] == min(row["bits_per_byte"] for row in finished)
+    patch = yaml.safe_load(made.file("best.yaml").read_text())["train"]
+    assert patch["optimizer"]["learning_rate"] == drawn[best]["optimizer.learning_rate"]
+    assert patch["model"]["num_layers"] == drawn[best]["model.num_layers"]
+    shape = json.loads(made.file("best/config.json").read_text())
+    assert shape["num_hidden_layers"] == drawn[best]["model.num_layers"]
+    assert not list((tmp_path / "run").glob(".ray*"))
+
+
+def test_trials_depend_on_the_seed_alone() -> None:
+    other = CONFIG.model_copy(update={"seed": 1})
+    assert tune.draw_trials(CONFIG) == tune.draw_trials(CONFIG) != tune.draw_trials(other)
+    for values in tune.draw_trials(CONFIG.model_copy(update={"num_trials": 50})):
+        assert 1e-4 <= values["optimizer.learning_rate"] <= 3e-2 and values["model.num_layers"] in (1, 2)
+
+
+def test_a_key_that_train_does_not_have_is_named_before_anything_starts(
+    tokens: Artifact, inputs: Callable[..., Inputs]
+) -> None:
+    config = CONFIG.model_copy(update={"space": {"optimizer.learnin_rate": tune.Range(choice=(1e-3,))}})
+    with pytest.raises(ConfigError, match="learnin_rate") as error:
+        tune.run(config, inputs("tune", tokens), None)
+    assert "tune.space" in str(error.value) and "learning_rate" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "space", ["{}", "{choice: [1], log_uniform: [1, 2]}", "{log_uniform: [0, 1]}", "{log_uniform: [2, 1]}"]
+)
+def test_a_range_without_sense_is_refused(space: str) -> None:
+    with pytest.raises(ConfigError, match=r"space\.x"):
+        load(tune.Config, None, [f"space={{x: {space}}}"])
