@@ -73,6 +73,7 @@ class Tokenizer:
             vocab_size=vocab_size,
             special_tokens=list(SPECIAL_TOKENS),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            min_frequency=2,  # what occurs once teaches nothing; a tiny corpus gives a small vocabulary instead
             show_progress=False,
         )
         inner.train_from_iterator(texts, trainer)
@@ -93,8 +94,9 @@ class Tokenizer:
 
     def special_id(self, name: str) -> int:
         """The id of one of SPECIAL_TOKENS."""
-        assert name in SPECIAL_TOKENS, name
-        return int(self._inner.token_to_id(name))
+        token = self._inner.token_to_id(name)
+        assert name in SPECIAL_TOKENS and token is not None, name
+        return token
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. Never a special id, whatever the text says."""
@@ -119,7 +121,7 @@ class Tokenizer:
         special = {self.special_id(name) for name in SPECIAL_TOKENS}
         tokens = (self._inner.id_to_token(token) for token in range(self.vocab_size))
         return [
-            b"" if index in special else bytes(letters[letter] for letter in token)
+            b"" if token is None or index in special else bytes(letters[letter] for letter in token)
             for index, token in enumerate(tokens)
         ]
 
