@@ -47,7 +47,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., K) fp32 -> (..., N) fp32."""
         quantized, scale = quantize_rows(x.reshape(-1, x.shape[-1]))
-        y_MN = self._product(quantized) * self.weight_scale.view(1, -1)
+        y_MN = self._product(quantized).float().mul_(self.weight_scale.view(1, -1))
         return y_MN.mul_(scale).view(*x.shape[:-1], -1)
 
     def _product(self, x_MK: Tensor) -> Tensor:
