@@ -1,0 +1,279 @@
+"""The engine: one thread that turns submitted requests into streams of text, many at a time.
+
+    engine.submit(request) -> Stream     raises RequestError: outside the model's limits (400), queue full (429)
+    for / async for batch in stream      lists of TokenEvent: all that is ready, so that one write can carry many
+    engine.abort(request.id)             the client went away: the slot is free before the next step
+
+Callers may live in any thread and any event loop. A step that fails (or gives NaN) ends the requests that were in it with
+finish_reason "error"; three in a row make the engine unhealthy, and a replica should then be replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from raymill.errors import RequestError
+from raymill.inference.sampling import Sampling, choose
+from raymill.inference.scheduler import Plan, Progression, Scheduler
+from raymill.inference.step import ModelStep
+from raymill.inference.text import Decoder, TextStream
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+_UNHEALTHY_AFTER = 3
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion to make."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling
+    stop: tuple[str, ...] = ()
+    """The completion ends before the first of these strings."""
+    stop_ids: frozenset[int] = frozenset()
+    """The completion ends at one of these ids; it is counted, not shown."""
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One token of a completion."""
+
+    text: str
+    """What it adds to the text; often nothing, while bytes or stop strings are undecided."""
+    finish_reason: FinishReason | None = None
+    """Set on the last event only."""
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """The engine at one moment."""
+
+    queued: int
+    active: int
+    num_slots: int
+    healthy: bool
+
+
+class Stream:
+    """The events of one request. Read it from one thread or one event loop, once."""
+
+    def __init__(self) -> None:
+        self._ready: deque[TokenEvent] = deque()
+        self._changed = threading.Condition()
+        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    def put(self, event: TokenEvent) -> None:
+        with self._changed:
+            self._ready.append(event)
+            self._changed.notify_all()
+            waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            loop, woken = waiter
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(woken.set)
+
+    def __iter__(self) -> Iterator[list[TokenEvent]]:
+        finished = False
+        while not finished:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ready)
+                batch = self._take()
+            finished = batch[-1].finish_reason is not None
+            yield batch
+
+    async def __aiter__(self) -> AsyncIterator[list[TokenEvent]]:
+        finished = False
+        while not finished:
+            woken = asyncio.Event()
+            with self._changed:
+                batch = self._take()
+                if not batch:
+                    self._waiter = (asyncio.get_running_loop(), woken)
+            if not batch:
+                await woken.wait()
+                continue
+            finished = batch[-1].finish_reason is not None
+            yield batch
+
+    def _take(self) -> list[TokenEvent]:
+        batch = list(self._ready)
+        self._ready.clear()
+        return batch
+
+
+@dataclass
+class _Running:
+    """What the engine remembers of a request that the scheduler does not need."""
+
+    request: Request
+    progression: Progression
+    stream: Stream
+    text: TextStream
+
+
+class Engine:
+    """Serves one model. `close` it when done; it ends every open stream."""
+
+    def __init__(
+        self,
+        step: ModelStep,
+        make_decoder: Callable[[], Decoder],
+        *,
+        max_queued: int,
+        max_step_tokens: int,
+        on_stats: Callable[[EngineStats], None] | None = None,
+    ) -> None:
+        self._step = step
+        self._make_decoder = make_decoder
+        self._scheduler = Scheduler(step.num_slots, max_queued, max_step_tokens)
+        self._on_stats = on_stats
+        self._requests: dict[str, _Running] = {}
+        self._failures_in_a_row = 0
+        self._work = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def max_seq_len(self) -> int:
+        """Prompt and completion together may have this many tokens."""
+        return self._step.max_seq_len
+
+    @property
+    def vocab_size(self) -> int:
+        return self._step.vocab_size
+
+    def submit(self, request: Request) -> Stream:
+        """Queues a request and returns the stream of its events."""
+        self._check(request)
+        progression = Progression(request.id, list(request.prompt_ids), len(request.prompt_ids))
+        stream = Stream()
+        with self._work:
+            if self._closed:
+                raise RequestError("this replica is shutting down", status=503, fix="send the request again")
+            assert request.id not in self._requests, "request ids are unique"
+            self._scheduler.add(progression)
+            text = TextStream(self._make_decoder(), request.stop)
+            self._requests[request.id] = _Running(request, progression, stream, text)
+            self._work.notify()
+        return stream
+
+    def abort(self, request_id: str) -> None:
+        """Drops a request wherever it is. Does nothing when it is done or unknown."""
+        with self._work:
+            running = self._requests.get(request_id)
+            if running is not None:
+                self._finish(running, "", "abort")
+
+    def stats(self) -> EngineStats:
+        with self._work:
+            return self._stats()
+
+    def close(self) -> None:
+        """Stops the thread; open streams end with finish_reason "abort"."""
+        with self._work:
+            self._closed = True
+            self._work.notify()
+        self._thread.join()
+        for running in list(self._requests.values()):
+            self._finish(running, "", "abort")
+
+    def _check(self, request: Request) -> None:
+        prompt, limit = len(request.prompt_ids), self._step.max_seq_len
+        if not prompt:
+            raise RequestError("the prompt is empty", field="prompt", fix="send at least one token")
+        if request.max_tokens < 1 or prompt + request.max_tokens > limit:
+            raise RequestError(
+                f"the prompt has {prompt} tokens and max_tokens is {request.max_tokens}; together they may be {limit}",
+                field="max_tokens",
+                fix=f"shorten the prompt, or set max_tokens to at most {max(0, limit - prompt)}",
+            )
+        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self._step.vocab_size:
+            raise RequestError(f"a prompt id is outside 0..{self._step.vocab_size - 1}", field="prompt")
+
+    def _loop(self) -> None:
+        while True:
+            with self._work:
+                self._work.wait_for(lambda: self._closed or self._scheduler.running)
+                if self._closed:
+                    return
+                plan = self._scheduler.plan()
+            try:
+                chosen = self._run(plan)
+                self._failures_in_a_row = 0
+            except Exception:  # whatever a step raises must reach its clients, not end the thread
+                _log.exception("a step with %d chunks failed", len(plan.chunks))
+                self._failures_in_a_row += 1
+                chosen = None
+            with self._work:
+                if chosen is None:
+                    self._fail(plan)
+                else:
+                    self._deliver(plan, chosen)
+                stats = self._stats()
+            if self._on_stats is not None:
+                self._on_stats(stats)
+
+    def _run(self, plan: Plan) -> list[int]:
+        """One model step; the next ids of the plan's finished chunks in order."""
+        logits: Tensor = self._step(plan.chunks)
+        if not bool(torch.isfinite(logits.sum())):
+            raise FloatingPointError("the model gave NaN or infinite logits")
+        samplings, numbers = [], []
+        for progression, chunk in zip(plan.sequences, plan.chunks, strict=True):
+            if chunk.wants_logits:
+                running = self._requests.get(progression.request_id)
+                samplings.append(running.request.sampling if running else Sampling(temperature=0))
+                numbers.append(len(progression.ids) - progression.prompt_tokens)
+        return choose(logits, samplings, numbers)
+
+    def _deliver(self, plan: Plan, chosen: list[int]) -> None:
+        finished_chunks = (p for p, chunk in zip(plan.sequences, plan.chunks, strict=True) if chunk.wants_logits)
+        for progression, token in zip(finished_chunks, chosen, strict=True):
+            running = self._requests.get(progression.request_id)
+            if running is None or running.progression is not progression:
+                continue  # aborted while the step ran
+            self._advance(running, token)
+
+    def _advance(self, running: _Running, token: int) -> None:
+        running.progression.ids.append(token)
+        made = len(running.progression.ids) - running.progression.prompt_tokens
+        if token in running.request.stop_ids:
+            self._finish(running, running.text.finish(), "stop")
+            return
+        text = running.text.push(token)
+        if running.text.stopped:
+            self._finish(running, text, "stop")
+        elif made == running.request.max_tokens:
+            text += running.text.finish()
+            self._finish(running, text, "stop" if running.text.stopped else "length")
+        else:
+            running.stream.put(TokenEvent(text))
+
+    def _fail(self, plan: Plan) -> None:
+        for progression in plan.sequences:
+            running = self._requests.get(progression.request_id)
+            if running is not None:
+                self._finish(running, "", "error")
+
+    def _finish(self, running: _Running, text: str, reason: FinishReason) -> None:
+        del self._requests[running.request.id]
+        self._scheduler.remove(running.request.id)
+        running.stream.put(TokenEvent(text, reason))
+
+    def _stats(self) -> EngineStats:
+        active = len(self._scheduler.running)
+        healthy = not self._closed and self._failures_in_a_row < _UNHEALTHY_AFTER
+        return EngineStats(len(self._scheduler.queued), active, self._step.num_slots, healthy)

@@ -1,0 +1,195 @@
+import asyncio
+import threading
+
+import pytest
+import torch
+
+from raymill.errors import RequestError
+from raymill.inference.engine import Engine, Request
+from raymill.inference.sampling import Sampling
+
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture
+def engine_of(letters):
+    made = []
+
+    def make(step, **changes):
+        settings = {"max_queued": 2, "max_step_tokens": 16, **changes}
+        made.append(Engine(step, letters, **settings))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+def request(name="r", prompt=(1,), max_tokens=3, **changes):
+    return Request(id=name, prompt_ids=tuple(prompt), max_tokens=max_tokens, sampling=GREEDY, **changes)
+
+
+def read(stream):
+    events = [event for batch in stream for event in batch]
+    return "".join(event.text for event in events), events[-1].finish_reason, len(events)
+
+
+class Gate:
+    """Lets a step through only when told; everything else is the inner model's."""
+
+    def __init__(self, inner):
+        self.inner, self.entered, self.open = inner, threading.Semaphore(0), threading.Semaphore(0)
+        self.num_slots, self.max_seq_len, self.vocab_size = inner.num_slots, inner.max_seq_len, inner.vocab_size
+
+    def __call__(self, chunks):
+        self.entered.release()
+        assert self.open.acquire(timeout=10)
+        return self.inner(chunks)
+
+
+def test_a_completion_ends_at_max_tokens(engine_of, alphabet):
+    assert read(engine_of(alphabet()).submit(request(prompt=[1, 2]))) == ("cde", "length", 3)
+
+
+def test_a_completion_ends_at_a_stop_id_which_is_counted_but_not_shown(engine_of, alphabet):
+    stream = engine_of(alphabet()).submit(request(max_tokens=20, stop_ids=frozenset({5})))
+    assert read(stream) == ("bcd", "stop", 4)
+
+
+def test_a_completion_ends_before_a_stop_string(engine_of, alphabet):
+    assert read(engine_of(alphabet()).submit(request(max_tokens=20, stop=("de",)))) == ("bc", "stop", 4)
+
+
+def test_held_text_comes_with_the_last_token(engine_of, alphabet):
+    assert read(engine_of(alphabet()).submit(request(max_tokens=3, stop=("dx",)))) == ("bcd", "length", 3)
+
+
+def test_many_requests_share_steps_and_all_come_through(engine_of, alphabet):
+    step = alphabet(num_slots=3)
+    engine = engine_of(step, max_queued=50)
+    streams = [engine.submit(request(f"r{n}", prompt=[n % 9 + 1] * (n + 1), max_tokens=n + 1)) for n in range(20)]
+    for n, stream in enumerate(streams):
+        text, reason, tokens = read(stream)
+        assert (len(text), reason, tokens) == (n + 1, "length", n + 1)
+        assert text[0] == chr(96 + n % 9 + 2)
+    assert max(len(chunks) for chunks in step.steps) == 3
+    assert max(sum(len(chunk.ids) for chunk in chunks) for chunks in step.steps) <= 16
+    stats = engine.stats()
+    assert (stats.queued, stats.active) == (0, 0)
+
+
+def test_streams_can_be_awaited_from_several_event_loops(engine_of, alphabet):
+    engine = engine_of(alphabet(num_slots=4), max_queued=50)
+
+    async def one(name):
+        return "".join([event.text async for batch in engine.submit(request(name, max_tokens=6)) for event in batch])
+
+    async def many(prefix):
+        return await asyncio.gather(*(one(f"{prefix}{n}") for n in range(5)))
+
+    results = []
+    threads = [threading.Thread(target=lambda p=p: results.append(asyncio.run(many(p)))) for p in "xy"]
+    [thread.start() for thread in threads], [thread.join(10) for thread in threads]
+    assert results == [["bcdefg"] * 5] * 2
+
+
+def test_abort_frees_the_slot_for_the_next_in_the_queue(engine_of, alphabet):
+    gate = Gate(alphabet(num_slots=1))
+    engine = engine_of(gate, max_queued=1)
+    first = engine.submit(request("first", max_tokens=50))
+    second = engine.submit(request("second", max_tokens=2))
+    with pytest.raises(RequestError) as refused:
+        engine.submit(request("third"))
+    assert refused.value.status == 429
+    assert gate.entered.acquire(timeout=10)
+    engine.abort("first")
+    assert engine.stats().active == 1 and engine.stats().queued == 0
+    engine.abort("first"), engine.abort("nobody")
+    [gate.open.release() for _ in range(5)]
+    assert read(first) == ("", "abort", 1)
+    assert read(second)[0] == "bc"
+    assert engine.stats().active == 0
+
+
+def test_an_aborted_request_in_the_queue_never_runs(engine_of, alphabet):
+    gate = Gate(alphabet(num_slots=1))
+    engine = engine_of(gate)
+    first = engine.submit(request("first", max_tokens=1))
+    waiting = engine.submit(request("waiting", prompt=[9]))
+    engine.abort("waiting")
+    gate.open.release()
+    assert (read(first)[1], read(waiting)[1]) == ("length", "abort")
+    assert all(chunk.ids != (9,) for chunks in gate.inner.steps for chunk in chunks)
+
+
+def test_a_failed_step_ends_its_requests_and_the_next_ones_work(engine_of, alphabet):
+    step = alphabet()
+    step.fail_next = 1
+    engine = engine_of(step)
+    assert read(engine.submit(request("a")))[1] == "error"
+    assert engine.stats().active == 0 and engine.stats().healthy
+    assert read(engine.submit(request("b")))[1] == "length"
+
+
+def test_three_failures_in_a_row_are_unhealthy_and_one_success_heals(engine_of, alphabet):
+    step = alphabet()
+    step.fail_next = 3
+    engine = engine_of(step)
+    assert [read(engine.submit(request(str(n))))[1] for n in range(3)] == ["error"] * 3
+    assert not engine.stats().healthy
+    assert read(engine.submit(request("d")))[1] == "length"
+    assert engine.stats().healthy
+
+
+def test_nan_logits_never_become_text(engine_of, alphabet):
+    class Broken(alphabet):
+        def __call__(self, chunks):
+            return super().__call__(chunks) * torch.nan
+
+    assert read(engine_of(Broken()).submit(request()))[:2] == ("", "error")
+
+
+@pytest.mark.parametrize(
+    "wrong,field",
+    [
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [27]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [1] * 64}, "max_tokens"),
+        ({"prompt": [1] * 60, "max_tokens": 5}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 2**63}, "max_tokens"),
+    ],
+)
+def test_a_request_outside_the_models_limits_is_refused_by_name(engine_of, alphabet, wrong, field):
+    with pytest.raises(RequestError) as refused:
+        engine_of(alphabet()).submit(request(**wrong))
+    assert (refused.value.status, refused.value.field) == (400, field)
+
+
+def test_the_whole_context_can_be_used(engine_of, alphabet):
+    assert read(engine_of(alphabet()).submit(request(prompt=[1] * 60, max_tokens=4)))[2] == 4
+
+
+def test_close_ends_open_streams_and_refuses_new_requests(engine_of, alphabet):
+    gate = Gate(alphabet(num_slots=1))
+    engine = engine_of(gate)
+    streams = [engine.submit(request("a", max_tokens=60)), engine.submit(request("b"))]
+    assert gate.entered.acquire(timeout=10)
+    closer = threading.Thread(target=engine.close)
+    closer.start()
+    gate.open.release()
+    closer.join(10)
+    assert [read(stream)[1] for stream in streams] == ["abort", "abort"]
+    with pytest.raises(RequestError) as refused:
+        engine.submit(request("c"))
+    assert refused.value.status == 503
+
+
+def test_stats_are_reported_while_it_works_and_end_at_zero(engine_of, alphabet):
+    seen = []
+    engine = engine_of(alphabet(num_slots=2), on_stats=seen.append)
+    [read(stream) for stream in [engine.submit(request(str(n), max_tokens=8)) for n in range(3)]]
+    engine.close()
+    assert max(stats.active for stats in seen) == 2
+    assert (seen[-1].active, seen[-1].queued) == (0, 0)

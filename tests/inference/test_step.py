@@ -1,0 +1,108 @@
+import copy
+
+import pytest
+import torch
+
+from raymill.compression.quantize import quantize_model
+from raymill.errors import MachineError
+from raymill.inference.kv_cache import fit_slots, slot_bytes
+from raymill.inference.scheduler import Chunk
+from raymill.inference.step import TorchStep
+from raymill.model.config import ModelConfig
+from raymill.model.transformer import Transformer
+
+VOCAB = 97
+
+
+def model_of(kv_heads=2, tie=True, int8=False):
+    config = ModelConfig(
+        num_layers=3,
+        model_dim=64,
+        num_heads=4,
+        num_kv_heads=kv_heads,
+        hidden_dim=96,
+        max_seq_len=48,
+        tie_embeddings=tie,
+    )
+    model = Transformer(config, VOCAB)
+    model.initialize(seed=2)
+    with torch.no_grad():
+        for parameter in model.parameters():  # away from init: norms that are not 1, logits that differ
+            parameter.mul_(1 + torch.rand(parameter.shape, generator=torch.Generator().manual_seed(3))).mul_(3)
+    model.requires_grad_(False).eval()
+    if int8:
+        quantize_model(model)
+    return model
+
+
+def prompts(count=5):
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randint(0, VOCAB, (length,), generator=generator).tolist() for length in (1, 2, 9, 17, 30)[:count]]
+
+
+def greedy_reference(model, prompt, count):
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def greedy_step(step, all_prompts, count, slots, piece):
+    """Prompts in pieces of `piece` ids, interleaved with the completions of those already through."""
+    ids = [list(prompt) for prompt in all_prompts]
+    computed = [0] * len(ids)
+    while any(len(i) < len(p) + count for i, p in zip(ids, all_prompts, strict=True)):
+        live = [n for n in range(len(ids)) if len(ids[n]) < len(all_prompts[n]) + count]
+        live.sort(key=lambda n: min(len(ids[n]) - computed[n], piece) > 1)  # single rows first, as the scheduler does
+        chunks = []
+        for n in live:
+            end = min(computed[n] + piece, len(ids[n]))
+            chunks.append(Chunk(slots[n], computed[n], tuple(ids[n][computed[n] : end]), end == len(ids[n])))
+            computed[n] = end
+        logits = iter(step(chunks))
+        for n, chunk in zip(live, chunks, strict=True):
+            if chunk.wants_logits:
+                ids[n].append(int(next(logits).argmax()))
+    return [i[len(p) :] for i, p in zip(ids, all_prompts, strict=True)]
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("kv_heads,tie", [(1, True), (2, False), (4, True)])
+@pytest.mark.parametrize("slots", [[0, 1, 2, 3, 4], [4, 2, 0, 6, 1], [15, 3, 9, 0, 12]])
+@pytest.mark.parametrize("piece", [48, 7])
+def test_batched_chunked_cached_text_is_the_models_own(kv_heads, tie, slots, piece, int8):
+    model = model_of(kv_heads, tie, int8)
+    expected = [greedy_reference(model, prompt, 12) for prompt in prompts()]
+    assert greedy_step(TorchStep(copy.deepcopy(model), 16), prompts(), 12, slots, piece) == expected
+
+
+def test_logits_are_the_models_to_rounding():
+    model, prompt = model_of(), prompts()[3]
+    logits = TorchStep(model, 2)([Chunk(1, 0, tuple(prompt), True)])
+    assert torch.allclose(logits[0], model(torch.tensor([prompt]))[0, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_used_slot_leaves_nothing_behind():
+    model, (short, long) = model_of(), (prompts()[2], prompts()[4])
+    step = TorchStep(model, 1)
+    greedy_step(step, [long], 5, [0], 48)
+    assert greedy_step(step, [short], 12, [0], 48) == [greedy_reference(model, short, 12)]
+
+
+def test_the_last_position_can_be_used():
+    model = model_of()
+    prompt = [n % VOCAB for n in range(40)]
+    assert greedy_step(TorchStep(model, 1), [prompt], 8, [0], 13) == [greedy_reference(model, prompt, 8)]
+
+
+def test_chunks_that_want_nothing_give_no_rows():
+    assert TorchStep(model_of(), 1)([Chunk(0, 0, (1, 2, 3), False)]).shape == (0, VOCAB)
+
+
+def test_slots_are_bounded_by_memory():
+    config = ModelConfig()
+    assert slot_bytes(config) == 2**20
+    assert fit_slots(config, wanted=16, max_bytes=4 * 2**20) == 4
+    assert fit_slots(config, wanted=2, max_bytes=4 * 2**20) == 2
+    with pytest.raises(MachineError, match="max_kv_cache_mib to at least 1"):
+        fit_slots(config, wanted=2, max_bytes=2**19)
