@@ -1,6 +1,10 @@
 """The tune stage on Ray: every trial once, the best one's settings to paste, the same trials after a kill."""
 
 import json
+import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,13 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from raymill.artifact import Artifact
+from raymill.artifact import Artifact, Draft
+from raymill.cluster.config import ClusterConfig
 from raymill.cluster.session import Cluster
 from raymill.config import load
 from raymill.errors import ConfigError
 from raymill.model.config import ModelConfig
 from raymill.stages import train, tune
 from raymill.stages.contract import Inputs
+from raymill.telemetry.progress import Progress
 
 CONFIG = tune.Config(
     space={
@@ -50,6 +56,36 @@ def test_a_search_gives_every_trial_once_and_the_best_as_a_patch(
     shape = json.loads(made.file("best/config.json").read_text())
     assert shape["num_hidden_layers"] == drawn[best]["model.num_layers"]
     assert not list((tmp_path / "run").glob(".ray*"))
+
+
+def test_a_killed_driver_loses_no_trial_and_runs_none_twice(
+    cluster: Cluster, tokens: Artifact, inputs: Callable[..., Inputs]
+) -> None:
+    config = CONFIG.model_copy(update={"steps": 400, "first_rung_steps": 100})
+    given = inputs("tune", tokens)
+    driver = multiprocessing.get_context("spawn").Process(target=_search, args=(config, tokens, given.draft.final))
+    driver.start()
+    deadline = time.monotonic() + 120
+    while not list(given.draft.path.glob("trials/*/checkpoints/step-00000100")):
+        assert time.monotonic() < deadline and driver.is_alive()
+        time.sleep(0.01)
+    assert driver.pid is not None
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.join()
+    kept = sorted(given.draft.path.glob("trials/*/checkpoints/step-*"))
+    assert kept and not given.draft.final.exists()
+    made = tune.run(config, inputs("tune", tokens), cluster)
+    assert made.figures["trials"] == 3 and made.figures["failed_trials"] == 0
+    curves = [json.loads(line) for line in made.file("curves.jsonl").read_text().splitlines()]
+    for trial in range(3):
+        steps = [row["step"] for row in curves if row["trial"] == trial]
+        assert steps == list(range(1, len(steps) + 1)) and len(steps) in (100, 200, 400)
+
+
+def _search(config: tune.Config, tokens: Artifact, final: Path) -> None:
+    given = Inputs({"tokens": tokens}, Draft(final), final.parent, Progress("tune"))
+    with Cluster(ClusterConfig()) as own:
+        tune.run(config, given, own)
 
 
 def test_trials_depend_on_the_seed_alone() -> None:

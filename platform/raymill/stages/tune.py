@@ -238,7 +238,6 @@ def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
     number = params["trial"]
     training = trial_config(config, settings["trials"][number])
     tokens, folder = Path(settings["tokens"]), _trial_folder(Path(settings["folder"]), number)
-    reported = [row for row in _rows(folder / METRICS) if "validation" in row]
 
     def report(steps: int, validation: dict[str, float]) -> None:
         tune.report({"steps": steps, METRIC: validation[METRIC]})
@@ -247,9 +246,10 @@ def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
         if metrics.validation is not None:
             report(metrics.step, metrics.validation)
 
-    if reported and reported[-1]["step"] >= config.steps:  # finished, and only its last report was lost
-        report(reported[-1]["step"], reported[-1]["validation"])
-        return
+    # A kill can lose reports the search had not yet recorded; it ignores those it had. A rung must not go missing.
+    for row in _rows(folder / METRICS):
+        if "validation" in row:
+            report(row["step"], row["validation"])
     hooks = Hooks(validate=validator(training, tokens), on_step=on_step)
     train_model(training, tokens, folder, Worker.current(default_device()), hooks)
 

@@ -1,0 +1,168 @@
+"""The whole line as a newcomer runs it, on a small job: one command, an endpoint that answers, a second run that is
+cached, a kill in the middle, one changed setting.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import openai
+import pytest
+
+JOB = """
+name: line
+prepare: {sources: [texts], val_fraction: 0.2}
+tokenize: {vocab_size: 512}
+train:
+  model: {num_layers: 1, model_dim: 32, num_heads: 2, num_kv_heads: 1, hidden_dim: 64, max_seq_len: 64}
+  steps: 40
+  global_batch_size: 8
+  microbatch_size: 4
+  checkpoint_every_steps: 10
+  validate_every_steps: 20
+  validation_sequences: 8
+tune:
+  space: {optimizer.learning_rate: {log_uniform: [1e-3, 1e-2]}, model.num_layers: {choice: [1, 2]}}
+  num_trials: 2
+  steps: 6
+  first_rung_steps: 3
+evaluate: {max_sequences: 64}
+compress: {max_quality_loss: 0.05}
+serve: {replicas: 2}
+monitor: {}
+"""
+
+
+class Place:
+    """A folder with a job, some text and a free port, and the command that runs there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "texts").mkdir()
+        library = Path(sysconfig.get_paths()["stdlib"])
+        for module in sorted(library.glob("*.py"))[:60]:
+            shutil.copy(module, folder / "texts")
+        (folder / "job.yaml").write_text(JOB)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "raymill.cli", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=self.folder, start_new_session=True, **pipes)
+
+    def run_command(self, *arguments: str) -> list[str]:
+        return ["run", "job.yaml", "--set", f"cluster.endpoint.port={self.port}", *arguments]
+
+    def run(self, *arguments: str) -> str:
+        process = self.start(*self.run_command(*arguments))
+        out, err = process.communicate(timeout=400)
+        assert process.returncode == 0, err
+        return out
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("line"))
+
+
+def read_until(process: subprocess.Popen[str], mark: str) -> str:
+    """What the process prints, up to the line that holds `mark`."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if mark in line:
+            return "".join(lines)
+    assert process.stderr is not None
+    pytest.fail(f"ended before {mark!r}:\n{''.join(lines)}\n{process.stderr.read()}")
+
+
+def states(text: str) -> dict[str, str]:
+    """Stage to `cached` or its seconds, from the result lines."""
+    return dict(re.findall(r"^\[\d/\d\] (\w+) +(cached|[\d.]+ s)  ", text, re.MULTILINE))
+
+
+def test_killed_in_the_middle_it_goes_on_and_ends_with_an_endpoint(place: Place) -> None:
+    killed = place.start(*place.run_command())
+    read_until(killed, "] tokenize")
+    deadline = time.monotonic() + 120
+    while not list(place.folder.glob("runs/line/train-*.partial/checkpoints/step-*")):
+        assert time.monotonic() < deadline and killed.poll() is None
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+
+    served = place.start(*place.run_command())
+    try:
+        text = read_until(served, "Ctrl-C stops it")
+        done = states(text)
+        assert list(done) == ["prepare", "tokenize", "train", "tune", "evaluate", "compress", "serve", "monitor"]
+        assert done["prepare"] == done["tokenize"] == "cached" and done["train"] != "cached"
+        _call_endpoint(place, text)
+    finally:
+        served.send_signal(signal.SIGINT)
+        _, err = served.communicate(timeout=60)
+    assert served.returncode == 0, err
+    assert "Traceback" not in err
+    assert not list(place.folder.glob("runs/line/*.partial"))
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", place.port)) != 0
+
+
+def _call_endpoint(place: Place, text: str) -> None:
+    key = re.search(r"sk-[\w-]{20,}", text)
+    assert key is not None
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{place.port}/v1", api_key=key[0])
+    model = client.models.list().data[0].id
+    whole = client.completions.create(model=model, prompt="def main(", max_tokens=8, temperature=0)
+    stream = client.completions.create(model=model, prompt="def main(", max_tokens=8, temperature=0, stream=True)
+    assert whole.choices[0].text == "".join(chunk.choices[0].text for chunk in stream if chunk.choices)
+    assert whole.usage is not None and whole.usage.completion_tokens <= 8
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=str(client.base_url), api_key="sk-wrong").models.list()
+    curl = re.search(r"^curl .*(?:\\\n.*)*", text, re.MULTILINE)
+    assert curl is not None
+    answer = subprocess.run(["bash", "-c", curl[0]], capture_output=True, text=True, timeout=30, check=True)
+    assert json.loads(answer.stdout)["choices"]
+    snippet = text[text.index("from openai") : text.index("Ctrl-C stops it")]
+    ran = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=30, check=True)
+    assert ran.stdout.strip()
+
+
+def test_run_again_everything_is_cached_and_one_setting_reruns_what_follows(place: Place) -> None:
+    began = time.monotonic()
+    assert set(states(place.run("--no-serve")).values()) == {"cached"}
+    assert time.monotonic() - began < 30
+    planned = place.start("plan", "job.yaml", "--set", "train.optimizer.learning_rate=1e-3")
+    out, err = planned.communicate(timeout=60)
+    assert planned.returncode == 0, err
+    cached = dict(re.findall(r"^\[\d/\d\] (\w+) +(cached|to run|starts again)", out, re.MULTILINE))
+    assert [name for name, state in cached.items() if state == "cached"] == ["prepare", "tokenize"]
+    assert set(cached) == {"prepare", "tokenize", "train", "tune", "evaluate", "compress", "serve", "monitor"}
+
+
+def test_detached_it_stays_up_until_it_is_stopped(place: Place) -> None:
+    text = place.run("--detach")
+    assert "sk-" not in text  # the key was shown once, by the first run
+    shown = place.start("runs", "ls").communicate(timeout=60)[0]
+    assert f"up at http://127.0.0.1:{place.port}" in shown
+    again = place.start(*place.run_command())
+    _, err = again.communicate(timeout=60)
+    assert again.returncode == 1 and "is in use by process" in err and "raymill stop line" in err
+    assert "stopped line" in place.start("stop").communicate(timeout=90)[0]
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", place.port)) != 0
+    log = (place.folder / "runs/line/logs/serve.log").read_text()
+    assert "sk-" not in log and "Traceback" not in log
