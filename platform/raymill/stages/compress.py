@@ -1,0 +1,176 @@
+"""Compress: a checkpoint in, a smaller and faster checkpoint out, with what it cost in quality.
+
+Both models are scored on the same held-out sequences and run through the step that will serve them, with the threads of
+a serving replica. A result that is worse than `max_quality_loss` is refused and nothing is published. Runs in this
+process, without Ray; about a minute for 10 M parameters. An attempt that was killed starts over: nothing in it is dear.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from raymill.artifact import Artifact, Kind
+from raymill.cluster.config import RoleName
+from raymill.config import Config as Settings
+from raymill.errors import ArtifactError, QualityError
+from raymill.stages.contract import Demand, Inputs
+
+if TYPE_CHECKING:
+    from raymill.cluster.session import Cluster
+    from raymill.dataset.shards import TokenStream
+    from raymill.model.transformer import Transformer
+
+TAKES: tuple[Kind, ...] = ("checkpoint", "tokens")
+MAY_TAKE: tuple[Kind, ...] = ()
+GIVES: Kind = "checkpoint"
+ROLE: RoleName = "serve"
+LIVE = False
+
+_SPEED_STEPS = 24
+_SPEED_ROUNDS = 3
+
+
+class Config(Settings):
+    """How the model is made smaller, and how much worse it may become."""
+
+    method: Literal["int8"] = "int8"
+    """int8: weights int8 per output channel, activations int8 per token."""
+    max_quality_loss: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Largest relative rise of held-out perplexity that is accepted; 0.02 is 2 %."""
+    max_sequences: Annotated[int, Field(ge=1, le=1_000_000)] = 128
+    """Held-out sequences both models are scored on."""
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
+    """Sequences scored at once, and sequences decoded at once where speed is measured."""
+
+
+def demand(config: Config) -> Demand:
+    return Demand(1)
+
+
+def source_state(config: Config) -> Any:
+    return None
+
+
+def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
+    """Quantizes, measures before and after, and publishes; QualityError with the figures when it lost too much."""
+    from raymill.compression.quantize import load_checkpoint, quantize_model, save_quantized
+    from raymill.dataset.shards import TokenStream
+    from raymill.model.weights import TOKENIZER, WEIGHTS, read_config
+
+    source, folder = inputs["checkpoint"], inputs.draft.path
+    values = read_config(source.path)
+    if "quantization" in values:
+        raise ArtifactError(
+            f"{source.path} is compressed already",
+            why=f"quantization: {values['quantization']}",
+            fix="name the checkpoint of train or tune",
+        )
+    _empty(folder)
+    stream = TokenStream(inputs["tokens"].path, "val")
+    threads = cluster.config.roles.serve.threads
+    with _threads(threads):
+        before, after = load_checkpoint(source.path), load_checkpoint(source.path)
+        quantize_model(after)
+        perplexities = _perplexities(config, inputs, stream, before, after)
+        loss = _check_loss(config, *perplexities)
+        speed = _decode_speeds({"before": before, "after": after}, {1, config.batch_size})
+    save_quantized(folder, after, values["eos_token_id"])
+    shutil.copyfile(source.file(TOKENIZER), folder / TOKENIZER)
+    sizes = [(path / WEIGHTS).stat().st_size for path in (source.path, folder)]
+    many = config.batch_size
+    figures: dict[str, Any] = {
+        "method": config.method,
+        "weights_bytes_before": sizes[0],
+        "weights_bytes": sizes[1],
+        "perplexity_before": perplexities[0],
+        "perplexity": perplexities[1],
+        "quality_loss": loss,
+        "threads": threads,
+        **{f"tokens_per_s_{count}_sequences_{when}": rate for (when, count), rate in sorted(speed.items())},
+    }
+    summary = (
+        f"{config.method}: {sizes[0] / 1e6:.1f} -> {sizes[1] / 1e6:.1f} MB ({sizes[0] / sizes[1]:.1f}x), "
+        f"{speed['before', many]:,.0f} -> {speed['after', many]:,.0f} tokens/s "
+        f"({speed['after', many] / speed['before', many]:.1f}x, {many} sequences at once), perplexity {loss:+.2%}"
+    )
+    return inputs.publish("compress", GIVES, config, summary, figures)
+
+
+def _check_loss(config: Config, before: float, after: float) -> float:
+    """The relative rise of perplexity; QualityError when it is above the bound."""
+    loss = after / before - 1
+    if not loss <= config.max_quality_loss:  # written so that NaN is refused too
+        raise QualityError(
+            f"{config.method} makes the model {loss:+.2%} worse",
+            where="compress",
+            why=f"held-out perplexity {before:.3f} -> {after:.3f}; max_quality_loss is {config.max_quality_loss:.2%}",
+            fix="train longer, serve the full-precision checkpoint, or raise compress.max_quality_loss",
+        )
+    return loss
+
+
+def _perplexities(
+    config: Config, inputs: Inputs, stream: TokenStream, before: Transformer, after: Transformer
+) -> tuple[float, float]:
+    """Of both models over the same windows."""
+    from raymill.evaluation.perplexity import Sums, count_windows, sum_windows
+
+    length = before.config.max_seq_len
+    windows = count_windows(stream, length, config.max_sequences)
+    sums = [Sums(), Sums()]
+    for first in range(0, windows, config.batch_size):
+        part = range(first, min(first + config.batch_size, windows))
+        for which, model in enumerate((before, after)):
+            sums[which] += sum_windows(model, stream, part, seq_len=length, batch_size=config.batch_size)
+        inputs.progress.update(part.stop, windows, "sequences")
+    scores = [each.scores(stream) for each in sums]
+    return scores[0].perplexity, scores[1].perplexity
+
+
+def _decode_speeds(models: dict[str, Transformer], counts: set[int]) -> dict[tuple[str, int], float]:
+    """Tokens per second by (when, sequences at once); the best of some rounds, the models taking turns."""
+    from raymill.inference.scheduler import Chunk
+    from raymill.inference.step import TorchStep
+
+    steps = {when: TorchStep(model, max(counts)) for when, model in models.items()}
+    length = next(iter(steps.values())).max_seq_len
+    first = max(0, min(64, length - _SPEED_STEPS))
+    positions = range(first, min(first + _SPEED_STEPS, length))
+    speeds: dict[tuple[str, int], float] = {}
+    for _ in range(_SPEED_ROUNDS):
+        for when, step in steps.items():
+            for count in counts:
+                began = time.perf_counter()
+                for position in positions:
+                    step([Chunk(slot, position, (0,), wants_logits=True) for slot in range(count)])
+                rate = count * len(positions) / (time.perf_counter() - began)
+                speeds[when, count] = max(rate, speeds.get((when, count), 0.0))
+    return speeds
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Torch with this many threads, as a serving replica has."""
+    import torch
+
+    earlier = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(earlier)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
