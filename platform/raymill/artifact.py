@@ -14,9 +14,11 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from pydantic import ValidationError
 
@@ -146,12 +148,41 @@ def list_files(folder: Path) -> tuple[FileEntry, ...]:
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a small file so that a reader sees the old content or the new, never half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("wb") as file:
+    with open_aside(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+
+
+@contextmanager
+def open_aside(path: Path, folder: Path | None = None) -> Iterator[IO[bytes]]:
+    """A binary file to write, in `folder` or beside its goal, that gets its name when the block ends well.
+
+    A kill leaves at most `.<name>.<pid>.tmp`; `sweep_asides` removes those.
+    """
+    aside = (folder or path.parent) / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def discard(folder: Path) -> None:
+    """Removes a folder. Renamed first: a kill in between leaves all of it or nothing under its name."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    folder.rename(aside)
+    shutil.rmtree(aside)
+
+
+def sweep_asides(folder: Path) -> None:
+    """Removes what killed writers left below a folder."""
+    for aside in list(folder.rglob(".*.tmp")):
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

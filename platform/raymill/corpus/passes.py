@@ -12,9 +12,7 @@ Memory: one row group (8 MiB of text) per shard at work.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raymill.artifact import write_atomic
+from raymill.artifact import open_aside, write_atomic
 from raymill.corpus.accounting import Account
 from raymill.corpus.dedup import SIGNATURE_WIDTH, find_duplicates, sign
 from raymill.corpus.filters import Rules, judge
@@ -66,8 +64,8 @@ class Decision:
 
 def clean_shard(shard: InputShard, recipe: Recipe, folder: Path) -> None:
     """First pass over one shard. Raises DataError when an input file changed since it was listed."""
-    quarantine = _aside(folder / f"quarantine-{shard.index:05d}.jsonl")
-    parquet = _aside(folder / f"clean-{shard.index:05d}.parquet")
+    quarantine = open_aside(folder / f"quarantine-{shard.index:05d}.jsonl")
+    parquet = open_aside(folder / f"clean-{shard.index:05d}.parquet")
     with quarantine as quarantine_file, parquet as parquet_file, _writer(parquet_file) as writer:
         cleaning = _Cleaning(recipe, quarantine_file, writer)
         for file in shard.files:
@@ -166,7 +164,7 @@ def split_shard(index: int, folder: Path, goal: Path) -> None:
             continue
         documents, text_bytes, start = 0, 0, 0
         final = goal / f"{split}-{index:05d}.parquet"
-        with _aside(final, folder) as file, _writer(file) as writer:
+        with open_aside(final, folder) as file, _writer(file) as writer:
             for group in range(source.num_row_groups):
                 table = source.read_row_group(group, use_threads=False)
                 chosen = table.filter(pa.array(verdict[start : start + len(table)] == code))
@@ -196,7 +194,7 @@ def read_split_counts(shards: int, folder: Path) -> list[dict[str, Any]]:
 
 def join_quarantine(shards: int, folder: Path, final: Path) -> None:
     """Every shard's quarantine records in one file."""
-    with _aside(final, folder) as joined:
+    with open_aside(final, folder) as joined:
         for index in range(shards):
             joined.write((folder / f"quarantine-{index:05d}.jsonl").read_bytes())
 
@@ -232,20 +230,6 @@ def _writer(file: IO[bytes]) -> pq.ParquetWriter:
     return pq.ParquetWriter(file, SCHEMA, compression="zstd", use_dictionary=["kind"], write_statistics=False)
 
 
-@contextmanager
-def _aside(final: Path, folder: Path | None = None) -> Iterator[IO[bytes]]:
-    """A binary file that gets its name, complete and on disk, only when the block ends well."""
-    aside = (folder or final.parent) / f".{final.name}.{os.getpid()}.tmp"
-    try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(final)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def _save_array(final: Path, array: NDArray[Any]) -> None:
-    with _aside(final) as file:
+    with open_aside(final) as file:
         np.save(file, array)

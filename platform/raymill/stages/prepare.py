@@ -11,14 +11,13 @@ rejected.jsonl (a few dropped documents per reason), quarantine.jsonl (every rec
 from __future__ import annotations
 
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
-from raymill.artifact import Artifact, Kind, write_atomic
+from raymill.artifact import Artifact, Kind, discard, sweep_asides, write_atomic
 from raymill.cluster.config import RoleName
 from raymill.config import Config as Settings
 from raymill.corpus.sources import BUILTIN_PYTHON, InputShard, fingerprint, group, list_files
@@ -35,8 +34,6 @@ MAY_TAKE: tuple[Kind, ...] = ()
 GIVES: Kind = "corpus"
 ROLE: RoleName = "data"
 LIVE = False
-
-_DISCARDED = "discarded"
 
 
 class Config(Settings):
@@ -107,7 +104,7 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     figures = _figures(decision.account, files)
     stats = {"sources": list(config.sources), **figures, "files": files}
     write_atomic(goal / "stats.json", json.dumps(stats, indent=1) + "\n")
-    _discard(work)
+    discard(work)
     return inputs.publish("prepare", GIVES, config, _summary(decision.account, figures), figures)
 
 
@@ -115,23 +112,12 @@ def _open_work(goal: Path, state: str) -> Path:
     """The folder of unfinished work. What an earlier attempt left is taken up if it read the same sources."""
     work = goal / "work"
     mark = work / "sources"
-    _discard(goal / _DISCARDED)
+    sweep_asides(goal)
     if work.exists() and not (mark.exists() and mark.read_text() == state):
-        _discard(work)
+        discard(work)
     work.mkdir(exist_ok=True)
     write_atomic(mark, state)
-    for aside in work.glob(".*.tmp"):
-        aside.unlink(missing_ok=True)
     return work
-
-
-def _discard(folder: Path) -> None:
-    """Renamed first: half a folder of work must not look like work."""
-    target = folder.with_name(_DISCARDED)
-    if folder != target and folder.exists():
-        folder.rename(target)
-    if target.exists():
-        shutil.rmtree(target)
 
 
 def _recipe(config: Config) -> Recipe:
