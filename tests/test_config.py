@@ -153,7 +153,7 @@ def test_a_rule_over_several_settings(file: Path) -> None:
 
 def test_every_problem_at_once_in_the_order_of_the_lines(file: Path) -> None:
     text = "stps: 3\nneeded: [1]\noptimizer:\n  name: x\n  learning_rate: -1\n"
-    found = problems(file, text, "title=7", "nothing")
+    found = problems(file, text, "steps=99:99", "nothing")  # YAML reads 99:99 in base 60
     assert [line.split()[0] for line in found] == ["1", "2", "4", "5", "--set", "--set"]
     with pytest.raises(ConfigError) as caught:
         load(Train, file)
