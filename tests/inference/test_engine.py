@@ -82,7 +82,9 @@ def test_streams_can_be_awaited_from_several_event_loops(engine_of, alphabet):
     engine = engine_of(alphabet(num_slots=4), max_queued=50)
 
     async def one(name):
-        return "".join([event.text async for batch in engine.submit(request(name, max_tokens=6)) for event in batch])
+        return "".join(
+            [event.text async for batch in engine.submit(request(name, max_tokens=6)).batches() for event in batch]
+        )
 
     async def many(prefix):
         return await asyncio.gather(*(one(f"{prefix}{n}") for n in range(5)))
@@ -193,3 +195,32 @@ def test_stats_are_reported_while_it_works_and_end_at_zero(engine_of, alphabet):
     engine.close()
     assert max(stats.active for stats in seen) == 2
     assert (seen[-1].active, seen[-1].queued) == (0, 0)
+
+
+def test_batches_come_at_once_at_first_then_in_intervals_then_at_once_at_the_end(engine_of, alphabet):
+    gate = Gate(alphabet())
+    engine = engine_of(gate)
+
+    async def reader():
+        loop, sizes, times = asyncio.get_running_loop(), [], []
+        stream = engine.submit(request(max_tokens=6))
+        gate.open.release()
+        async for batch in stream.batches(every_s=0.3):
+            sizes.append(len(batch))
+            times.append(loop.time())
+            [gate.open.release() for _ in range(3 if len(sizes) == 1 else 2)]
+        return sizes, times
+
+    sizes, times = asyncio.run(reader())
+    assert sizes == [1, 3, 2]
+    assert 0.25 < times[1] - times[0] < 1.0
+    assert times[2] - times[1] < 0.25, "the end does not wait for the interval"
+
+
+def test_the_whole_answer_can_be_awaited(engine_of, alphabet):
+    engine = engine_of(alphabet())
+
+    async def reader():
+        return await engine.submit(request(max_tokens=6)).finished()
+
+    assert "".join(event.text for event in asyncio.run(reader())) == "bcdefg"

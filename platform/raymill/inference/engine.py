@@ -1,7 +1,8 @@
 """The engine: one thread that turns submitted requests into streams of text, many at a time.
 
     engine.submit(request) -> Stream     raises RequestError: outside the model's limits (400), queue full (429)
-    for / async for batch in stream      lists of TokenEvent: all that is ready, so that one write can carry many
+    for batch in stream                  lists of TokenEvent: all that is ready, so that one write can carry many;
+                                         `batches` and `finished` are the same for event loops
     engine.abort(request.id)             the client went away: the slot is free before the next step
 
 Callers may live in any thread and any event loop. A step that fails (or gives NaN) ends the requests that were in it with
@@ -15,6 +16,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,22 +69,24 @@ class EngineStats:
 
 
 class Stream:
-    """The events of one request. Read it from one thread or one event loop, once."""
+    """The events of one request. Read it once, from one thread or one event loop."""
 
     def __init__(self) -> None:
         self._ready: deque[TokenEvent] = deque()
         self._changed = threading.Condition()
-        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._waiter: _Waiter | None = None
 
     def put(self, event: TokenEvent) -> None:
+        """Called by the engine's thread."""
+        finished = event.finish_reason is not None
+        waiter = None
         with self._changed:
             self._ready.append(event)
             self._changed.notify_all()
-            waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            loop, woken = waiter
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(woken.set)
+            if self._waiter is not None and (finished or not self._waiter.until_finished):
+                waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.loop.is_closed():
+            waiter.loop.call_soon_threadsafe(waiter.woken.set)
 
     def __iter__(self) -> Iterator[list[TokenEvent]]:
         finished = False
@@ -93,24 +97,46 @@ class Stream:
             finished = batch[-1].finish_reason is not None
             yield batch
 
-    async def __aiter__(self) -> AsyncIterator[list[TokenEvent]]:
+    async def batches(self, every_s: float = 0.0) -> AsyncIterator[list[TokenEvent]]:
+        """What is ready, at most once in `every_s`, but the first and the last at once.
+
+        Each token that wakes the event loop costs about as much as making it.
+        """
         finished = False
         while not finished:
-            woken = asyncio.Event()
-            with self._changed:
-                batch = self._take()
-                if not batch:
-                    self._waiter = (asyncio.get_running_loop(), woken)
-            if not batch:
-                await woken.wait()
-                continue
+            await self._wait(until_finished=False, timeout_s=None)
+            batch = self._take()
             finished = batch[-1].finish_reason is not None
             yield batch
+            if every_s and not finished:
+                await self._wait(until_finished=True, timeout_s=every_s)
+
+    async def finished(self) -> list[TokenEvent]:
+        """Every event, once the last is there."""
+        await self._wait(until_finished=True, timeout_s=None)
+        return self._take()
+
+    async def _wait(self, *, until_finished: bool, timeout_s: float | None) -> None:
+        waiter = _Waiter(asyncio.get_running_loop(), asyncio.Event(), until_finished)
+        with self._changed:
+            if self._ready and (not until_finished or self._ready[-1].finish_reason is not None):
+                return
+            self._waiter = waiter
+        with suppress(TimeoutError):
+            await asyncio.wait_for(waiter.woken.wait(), timeout_s)
 
     def _take(self) -> list[TokenEvent]:
-        batch = list(self._ready)
-        self._ready.clear()
+        with self._changed:
+            batch = list(self._ready)
+            self._ready.clear()
         return batch
+
+
+@dataclass(frozen=True)
+class _Waiter:
+    loop: asyncio.AbstractEventLoop
+    woken: asyncio.Event
+    until_finished: bool
 
 
 @dataclass

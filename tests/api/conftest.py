@@ -1,0 +1,106 @@
+"""A real HTTP server on loopback over a real engine whose model recites one sentence."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+import uvicorn
+from torch import Tensor
+
+from raymill.api.auth import KeyFile
+from raymill.api.routes import Settings, create_app
+from raymill.inference.engine import Engine
+from raymill.inference.scheduler import Chunk
+from raymill.telemetry.metrics import Metrics
+from raymill.tokenizer.bpe import StreamDecoder, Tokenizer
+
+SENTENCE = "the cat sat on the mat. "
+
+
+class Reciter:
+    """The token at position p is the p-th of SENTENCE, again and again; `pause_s` slows it, `broken` makes it fail."""
+
+    num_slots, max_seq_len = 4, 128
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.vocab_size = tokenizer.vocab_size
+        self.script = tokenizer.encode(SENTENCE)
+        self.pause_s = 0.0
+        self.broken = False
+
+    def __call__(self, chunks: Sequence[Chunk]) -> Tensor:
+        time.sleep(self.pause_s)
+        if self.broken:
+            raise RuntimeError("broken on purpose")
+        wanted = [chunk.start + len(chunk.ids) for chunk in chunks if chunk.wants_logits]
+        logits = torch.zeros(len(wanted), self.vocab_size)
+        for row, position in enumerate(wanted):
+            logits[row, self.script[position % len(self.script)]] = 30.0
+        return logits
+
+
+@dataclass
+class Served:
+    url: str
+    engine: Engine
+    step: Reciter
+    keys: KeyFile
+    client_key: str
+    metrics_key: str
+    tokenizer: Tokenizer
+
+    def http(self, key: str | None = None, **options) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.client_key if key is None else key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=20, **options)
+
+    def settled(self) -> bool:
+        """Whether every slot becomes free within 2 s."""
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            stats = self.engine.stats()
+            if stats.active == stats.queued == 0:
+                return True
+            time.sleep(0.01)
+        return False
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train([SENTENCE] * 20, 300)
+
+
+@pytest.fixture(scope="module")
+def served(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    step = Reciter(tokenizer)
+    engine = Engine(step, lambda: StreamDecoder(tokenizer), max_queued=4, max_step_tokens=32)
+    keys = KeyFile(Path(tmp_path_factory.mktemp("keys")) / "api_keys.json")
+    client_key, metrics_key = keys.create("client"), keys.create("metrics")
+    settings = Settings(model_name="tiny", quantization="int8", max_body_bytes=64 * 1024, stream_interval_ms=5)
+    app = create_app(engine, tokenizer, settings, keys, Metrics())
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    yield Served(url, engine, step, keys, client_key, metrics_key, tokenizer)
+    server.should_exit = True
+    thread.join(10)
+    engine.close()
+
+
+@pytest.fixture(autouse=True)
+def restored(served: Served) -> Iterator[None]:
+    """Every test starts with a quick, whole model and must leave every slot free."""
+    yield
+    served.step.pause_s, served.step.broken = 0.0, False
+    assert served.settled()
