@@ -33,6 +33,7 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints tables even at verbose=0
     "TOKENIZERS_PARALLELISM": "false",
 }
 _DIAL_TIMEOUT_S = 5.0
