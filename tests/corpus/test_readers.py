@@ -1,0 +1,185 @@
+"""Files to documents; whatever a file holds, a record comes out or is quarantined, and nothing is raised."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from raymill.corpus.readers import Document, ReadLimits, Record, Unreadable, read
+from raymill.corpus.sources import list_files
+from raymill.errors import DataError
+
+ReadFile = Callable[..., list[Record]]
+LINES = [json.dumps({"text": f"document {row}", "url": "x"}) for row in range(3)]
+JSONL = "\n".join(LINES).encode() + b"\n"
+
+
+def documents(records: list[Record]) -> list[tuple[str, str]]:
+    return [(record.id, record.text) for record in records if isinstance(record, Document)]
+
+
+def faults(records: list[Record]) -> list[tuple[str, int | None, int]]:
+    return [(record.reason, record.row, record.offset) for record in records if isinstance(record, Unreadable)]
+
+
+def test_py_is_one_document(read_file: ReadFile) -> None:
+    (record,) = read_file("a.py", b"x = 1\n\n\ny = 2\n", segment_bytes=4)
+    assert record == Document("a.py", "x = 1\n\n\ny = 2\n", "code")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl", JSONL),
+        ("rows.jsonl.gz", gzip.compress(JSONL)),
+        ("rows.jsonl.gz", gzip.compress(JSONL[:20]) + gzip.compress(JSONL[20:]) + b"\0" * 9),
+        ("rows.jsonl.zst", zstandard.compress(JSONL)),
+        ("rows.jsonl.zst", zstandard.compress(JSONL[:20]) + zstandard.compress(JSONL[20:])),
+        ("rows.jsonl", b"\xef\xbb\xbf" + JSONL.rstrip()),
+        ("rows.jsonl", JSONL.replace(b"\n", b"\r\n")),
+    ],
+    ids=["plain", "gz", "gz of two members", "zst", "zst of two frames", "byte order mark", "CRLF"],
+)
+def test_jsonl_is_one_document_per_line(read_file: ReadFile, name: str, content: bytes) -> None:
+    records = read_file(name, content)
+    assert documents(records) == [(f"{name}#{row}", f"document {row}") for row in range(3)]
+    assert faults(records) == []
+
+
+def test_another_text_field(read_file: ReadFile) -> None:
+    assert documents(read_file("rows.jsonl", JSONL, text_field="url"))[0] == ("rows.jsonl#0", "x")
+
+
+BAD_LINES = {
+    "bad_json": [b"{", b'{"text": "cut', b'{"text": "\xff"}', b'{"text": "\\ud800"}', b'{"text": 1}}', b"NaN"],
+    "not_an_object": [b"[]", b'"text"', b"3"],
+    "no_text_field": [b"{}", b'{"Text": "x"}'],
+    "text_not_a_string": [b'{"text": null}', b'{"text": ["x"]}'],
+    "nul": [b'{"text": "a\\u0000b"}'],
+    "too_long": [b'{"text": "' + b"x" * 3_000_000 + b'"}'],
+}
+
+
+@pytest.mark.parametrize(
+    ("reason", "line"),
+    [(reason, line) for reason, lines in BAD_LINES.items() for line in lines] + [("bad_json", b"[" * 100_000)],
+    ids=lambda value: value if isinstance(value, str) else repr(value[:24]),
+)
+def test_a_bad_line_is_quarantined_and_the_next_is_read(read_file: ReadFile, reason: str, line: bytes) -> None:
+    first = LINES[0].encode() + b"\n"
+    records = read_file("rows.jsonl", first + line + b"\n\n" + LINES[2].encode())
+    assert documents(records) == [("rows.jsonl#0", "document 0"), ("rows.jsonl#3", "document 2")]
+    assert faults(records) == [(reason, 1, len(first))]
+
+
+@pytest.mark.parametrize("packing", ["gz", "zst"])
+def test_a_cut_archive_loses_only_its_tail(read_file: ReadFile, packing: str) -> None:
+    pack = gzip.compress if packing == "gz" else zstandard.compress
+    lines = b"".join(json.dumps({"text": os.urandom(500).hex()}).encode() + b"\n" for _ in range(200))
+    records = read_file(f"rows.jsonl.{packing}", pack(lines[:50_000]) + pack(lines[50_000:])[:-20])
+    assert len(documents(records)) >= lines[:50_000].count(b"\n")
+    assert [reason for reason, _, _ in faults(records)] == ["damaged_archive"]
+
+
+@pytest.mark.parametrize("packing", ["gz", "zst"])
+@pytest.mark.parametrize("content", [b"", b"not an archive", b"\x1f\x8b\x08"], ids=["empty", "text", "head"])
+def test_what_is_no_archive(read_file: ReadFile, packing: str, content: bytes) -> None:
+    assert faults(read_file(f"a.txt.{packing}", content)) == [("damaged_archive", 0, 0)]
+
+
+@pytest.mark.parametrize("packing", ["gz", "zst"])
+def test_a_bomb_is_one_quarantined_record(read_file: ReadFile, packing: str) -> None:
+    pack = gzip.compress if packing == "gz" else zstandard.compress
+    records = read_file(f"a.txt.{packing}", pack(bytes(50_000_000)))
+    assert faults(records) == [("too_long", 0, 0)]
+
+
+def test_a_long_text_is_cut_at_blank_lines_and_nothing_is_lost(read_file: ReadFile) -> None:
+    content = b"".join(b"line %d\nof text\n\n" % number for number in range(400))
+    records = read_file("book.txt", content, segment_bytes=1000)
+    found = documents(records)
+    assert "".join(text for _, text in found).encode() == content
+    assert all(1000 <= len(text) < 1020 and text.endswith("\n\n") for _, text in found[:-1])
+    assert [name for name, _ in found] == [f"book.txt#{row}" for row in range(len(found))]
+
+
+def test_a_text_without_blank_lines_is_cut_at_a_line(read_file: ReadFile) -> None:
+    found = documents(read_file("log.txt", b"0123456\n" * 1000, segment_bytes=1000))
+    assert [len(text) for _, text in found] == [2000, 2000, 2000, 2000]
+
+
+def test_a_short_text_keeps_its_name(read_file: ReadFile) -> None:
+    assert documents(read_file("a.md", b"# Title\n\nText\n")) == [("a.md", "# Title\n\nText\n")]
+    assert documents(read_file("a.txt", b"")) == [("a.txt", "")]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "offset"),
+    [(b"abc\xffdef", "not_utf8", 3), (b"ab\xed\xa0\x80", "not_utf8", 2), (b"ab\0cd", "nul", 2)],
+)
+@pytest.mark.parametrize("ending", ["txt", "py"])
+def test_text_that_is_no_text(read_file: ReadFile, content: bytes, reason: str, offset: int, ending: str) -> None:
+    assert faults(read_file(f"a.{ending}", content)) == [(reason, None, offset)]
+
+
+def test_only_the_segment_with_the_fault_is_lost(read_file: ReadFile) -> None:
+    content = b"a" * 1000 + b"\n\n" + b"b" * 990 + b"\xff" + b"b" * 9 + b"\n\n" + b"c" * 50
+    records = read_file("a.txt", content, segment_bytes=1000)
+    assert [(name, text[0]) for name, text in documents(records)] == [("a.txt#0", "a"), ("a.txt#2", "c")]
+    assert faults(records) == [("not_utf8", 1, 1992)]
+
+
+def test_utf16_is_named(read_file: ReadFile) -> None:
+    (record,) = read_file("a.txt", "hello".encode("utf-16"))
+    assert isinstance(record, Unreadable)
+    assert "UTF-16" in record.detail
+
+
+def test_an_over_long_line_of_a_text(read_file: ReadFile) -> None:
+    records = read_file("a.txt", b"good\n" + b"x" * 3_000_000 + b"\nalso good\n")
+    assert documents(records) == [("a.txt#0", "good\n"), ("a.txt#2", "also good\n")]
+    assert faults(records) == [("too_long", 1, 5)]
+
+
+def test_an_over_long_module(read_file: ReadFile) -> None:
+    assert faults(read_file("a.py", b"x" * 1_048_577)) == [("too_long", None, 0)]
+
+
+def test_topics_are_parsed_and_never_run(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    path = tmp_path / "topics.py"
+    limits = ReadLimits("text", 1000, 1000)
+    for content, expected in (
+        (
+            "# made\ntopics = {'b': 'two ' 'parts', 'a': 'one'}\n",
+            [("topics.py#a", "one"), ("topics.py#b", "two parts")],
+        ),
+        ("topics = {'a': open('x')}", ["bad_topics"]),
+        ("topics = {", ["bad_topics"]),
+    ):
+        path.write_text(content)
+        (file,) = list_files([str(path)])
+        records = list(read(replace(file, format="topics"), limits))
+        assert (documents(records) or [reason for reason, _, _ in faults(records)]) == expected
+
+
+def test_a_file_that_changed_since_it_was_listed(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    (file,) = list_files([str(path)])
+    path.write_text("changed after")
+    with pytest.raises(DataError, match="changed while it was read"):
+        list(read(file, ReadLimits("text", 1000, 1000)))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission(read_file: ReadFile, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch(mode=0)
+    assert faults(read_file("a.txt", b"")) == [("unreadable", 0, 0)]

@@ -1,0 +1,86 @@
+"""Which files a corpus is read from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from raymill.corpus.sources import fingerprint, group, list_files
+from raymill.errors import DataError, UsageError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.txt", "a.md", "deep/c.jsonl.gz", "deep/d.py.zst", "photo.jpg", ".hidden.txt", "deep/e.TXT"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+def names(sources: list[str]) -> list[str]:
+    return [file.name for file in list_files(sources)]
+
+
+def test_a_folder_gives_its_readable_files_in_order(folder: Path) -> None:
+    assert names([str(folder)]) == ["a.md", "b.txt", "deep/c.jsonl.gz", "deep/d.py.zst", "deep/e.TXT"]
+
+
+def test_format_packing_and_kind_come_from_the_ending(folder: Path) -> None:
+    found = {file.name: (file.format, file.packing, file.kind) for file in list_files([str(folder)])}
+    assert found["deep/c.jsonl.gz"] == ("jsonl", "gz", "prose")
+    assert found["deep/d.py.zst"] == ("py", "zst", "code")
+    assert found["deep/e.TXT"] == ("txt", "plain", "prose")
+
+
+def test_a_glob_names_files_below_its_fixed_part(folder: Path) -> None:
+    assert names([str(folder / "*.txt")]) == ["b.txt"]
+    assert names([str(folder / "**" / "*.gz")]) == ["deep/c.jsonl.gz"]
+    assert names([str(folder / "d*")]) == ["deep/c.jsonl.gz", "deep/d.py.zst", "deep/e.TXT"]
+
+
+def test_several_sources_are_numbered_and_a_file_counts_once(folder: Path) -> None:
+    assert names([str(folder / "b.txt"), str(folder / "*.txt"), str(folder / "a.md")]) == ["0/b.txt", "2/a.md"]
+
+
+def test_a_missing_path_names_its_neighbour(folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no file or folder .*bb\.txt") as caught:
+        list_files([str(folder / "bb.txt")])
+    assert f"did you mean {folder / 'b.txt'}?" in caught.value.fix
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("source", ["photo.jpg", "*.pdf", "empty"])
+def test_nothing_to_read_names_the_endings(folder: Path, source: str) -> None:
+    (folder / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no text that can be read") as caught:
+        list_files([str(folder / source)])
+    assert "py, txt, md, jsonl" in caught.value.fix
+
+
+def test_builtin_python_is_the_standard_library_without_tests() -> None:
+    files = {file.name: file for file in list_files(["builtin:python"])}
+    assert files["json/decoder.py"].kind == "code"
+    assert files["pydoc_data/topics.py"].format == "topics"
+    assert files["pydoc_data/topics.py"].kind == "prose"
+    assert sum(file.size_bytes for file in files.values()) > 5e6
+    assert not [name for name in files if {"test", "tests", "site-packages"} & set(name.split("/"))]
+
+
+def test_shards_hold_neighbours_and_a_large_file_stands_alone(tmp_path: Path) -> None:
+    for name, size in (("a", 40), ("b", 50), ("c", 300), ("d", 10), ("e", 95)):
+        (tmp_path / f"{name}.txt").write_text("x" * size)
+    shards = group(list_files([str(tmp_path)]), 100)
+    assert [[file.name[0] for file in shard.files] for shard in shards] == [["a", "b"], ["c"], ["d"], ["e"]]
+    assert [shard.index for shard in shards] == [0, 1, 2, 3]
+    assert shards[0].size_bytes == 90
+
+
+def test_the_fingerprint_changes_with_a_file(folder: Path) -> None:
+    before = fingerprint(list_files([str(folder)]))
+    assert before == fingerprint(list_files([str(folder)]))
+    os.utime(folder / "b.txt", ns=(1, 1))
+    touched = fingerprint(list_files([str(folder)]))
+    (folder / "z.txt").write_text("new")
+    assert len({before, touched, fingerprint(list_files([str(folder)]))}) == 3
