@@ -142,7 +142,9 @@ def _expand(pattern: Path) -> list[tuple[str, Path]]:
     fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:fixed])
     pairs: dict[str, Path] = {}
-    for match in root.glob(str(Path(*parts[fixed:]))):
+    # Unlike Path.glob this leaves out hidden files, as a shell does.
+    names = glob.glob(str(Path(*parts[fixed:])), root_dir=root, recursive=True)  # noqa: PTH207
+    for match in (root / name for name in names):
         for name, path in _walk(match, root) if match.is_dir() else [(match.relative_to(root).as_posix(), match)]:
             pairs[name] = path
     return list(pairs.items())
