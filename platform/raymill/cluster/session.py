@@ -15,6 +15,7 @@ import shutil
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +38,7 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 _DIAL_TIMEOUT_S = 5.0
+_TOKEN_FIX = "export RAY_AUTH_TOKEN_PATH=FILE with the cluster's token (on its head: ~/.ray/auth_token)"
 _LONGEST_TEMP = 24  # Ray's socket paths must stay under 107 characters; it adds 80
 
 
@@ -46,6 +48,7 @@ class Cluster:
     def __init__(self, config: ClusterConfig) -> None:
         self.config = config
         self._connected = False
+        self._endings: list[Callable[[], None]] = []
 
     def connect(self) -> None:
         """Starts or attaches to Ray; does nothing the second time. MachineError when it cannot."""
@@ -59,6 +62,7 @@ class Cluster:
             )
         set_environment(foreign=address is not None)
         if address is not None:
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # a refused token would be told 20 times
             _dial(address)
         import ray
         from ray.exceptions import AuthenticationError
@@ -79,6 +83,12 @@ class Cluster:
                 ray.init(address=address, **options)
         except AuthenticationError:
             raise token_refused(str(address)) from None
+        except ConnectionError as error:
+            why = (
+                f"{' '.join(str(error).split())[:300]}; something listens there, but with another token or Ray version"
+            )
+            what = f"the Ray cluster at {address} cannot be joined"
+            raise MachineError(what, why=why, fix=_TOKEN_FIX) from None
         except (OSError, RuntimeError, ValueError) as error:
             why = " ".join(str(error).split())[:300]
             what = "Ray did not start" if address is None else f"Ray at {address} cannot be used"
@@ -89,12 +99,18 @@ class Cluster:
     def connected(self) -> bool:
         return self._connected
 
+    def at_close(self, ending: Callable[[], None]) -> None:
+        """Has `ending` called before Ray is left: what was started on the cluster must end with this session."""
+        self._endings.append(ending)
+
     def close(self) -> None:
         """Stops Ray if this session started it, Serve with it; else leaves the cluster as it is."""
         if not self._connected:
             return
         import ray
 
+        while self._endings:
+            self._endings.pop()()
         ray.shutdown()
         self._connected = False
 
@@ -181,7 +197,7 @@ def token_refused(address: str) -> MachineError:
     return MachineError(
         f"the Ray cluster at {address} refused the token",
         why="every Ray cluster has a token of its own",
-        fix="export RAY_AUTH_TOKEN_PATH=FILE with the cluster's token (on its head: ~/.ray/auth_token)",
+        fix=_TOKEN_FIX,
     )
 
 

@@ -1,0 +1,215 @@
+"""The serve stage: addresses, keys, what is printed, and one real endpoint on Ray with two replicas."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from pydantic import ValidationError
+
+from raymill.api.auth import KeyFile
+from raymill.artifact import Draft
+from raymill.cluster.config import ClusterConfig, EndpointAddress
+from raymill.cluster.session import Cluster
+from raymill.compression.quantize import quantize_model, save_quantized
+from raymill.config import Config
+from raymill.errors import MachineError
+from raymill.model.config import ModelConfig
+from raymill.model.transformer import Transformer
+from raymill.stages import monitor, serve
+from raymill.stages.contract import Inputs
+from raymill.telemetry.progress import Progress
+from raymill.tokenizer.bpe import Tokenizer
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def place(port, **changes):
+    return ClusterConfig(endpoint=EndpointAddress(port=port), **changes)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    tokenizer = Tokenizer.train([Path(json.__file__).read_text()], 500)
+    model = Transformer(ModelConfig(num_layers=2, model_dim=64, num_heads=4, num_kv_heads=2, hidden_dim=96), 500)
+    model.initialize(seed=0)
+    quantize_model(model.requires_grad_(False))
+    draft = Draft(folder / "compress-00000000")
+    save_quantized(draft.path, model, tokenizer.end_id)
+    tokenizer.save(draft.path / "tokenizer.json")
+    return draft.publish("checkpoint", "compress", config=Config(), inputs={}, summary="", figures={})
+
+
+def test_a_taken_port_is_named_with_a_free_one():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(MachineError, match=f"port {port} on 127.0.0.1 is taken") as refused:
+            serve.preflight(serve.Config(), place(port))
+        proposed = int(re.search(r"--set cluster\.endpoint\.port=(\d+)", str(refused.value))[1])
+        serve.preflight(serve.Config(), place(proposed))
+    serve.preflight(serve.Config(), place(port))
+
+
+def test_an_address_of_another_machine_is_refused_here_but_not_asked_of_another_cluster():
+    there = EndpointAddress(host="203.0.113.7", port=8000)
+    with pytest.raises(MachineError, match="cannot listen"):
+        serve.preflight(serve.Config(), ClusterConfig(endpoint=there))
+    serve.preflight(serve.Config(), ClusterConfig(endpoint=there, address="10.0.0.1:6379"))
+
+
+def test_the_port_is_checked_before_ray_starts(checkpoint, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        cluster = Cluster(place(taken.getsockname()[1]))
+        inputs = Inputs({"checkpoint": checkpoint}, Draft(tmp_path / "serve-0"), tmp_path, Progress("serve"))
+        with pytest.raises(MachineError, match="is taken"):
+            serve.run(serve.Config(), inputs, cluster)
+    assert not cluster.connected
+
+
+def test_a_kv_cache_that_does_not_fit_is_said_before_ray_starts(tmp_path, checkpoint):
+    shape = json.loads(checkpoint.file("config.json").read_text())
+    draft = Draft(tmp_path / "compress-1")
+    (draft.path / "config.json").write_text(json.dumps({**shape, "max_position_embeddings": 1_000_000}))
+    large = draft.publish("checkpoint", "compress", config=Config(), inputs={}, summary="", figures={})
+    cluster = Cluster(place(free_port()))
+    inputs = Inputs({"checkpoint": large}, Draft(tmp_path / "serve-0"), tmp_path, Progress("serve"))
+    with pytest.raises(MachineError, match="max_kv_cache_mib"):
+        serve.run(serve.Config(max_kv_cache_mib=100), inputs, cluster)
+    assert not cluster.connected
+
+
+def test_a_key_is_made_once_shown_once_and_can_be_replaced(tmp_path):
+    key = serve.new_key(tmp_path)
+    assert key.startswith("sk-") and serve.new_key(tmp_path) is None
+    serve.forget_keys(tmp_path)
+    other = serve.new_key(tmp_path)
+    keys = KeyFile(tmp_path / "api_keys.json")
+    assert (keys.role_of(key), keys.role_of(other)) == (None, "client")
+    serve.forget_keys(tmp_path), serve.forget_keys(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"replicas": 0},
+        {"max_slots": 0},
+        {"max_queued_requests": -1},
+        {"prefill_chunk_tokens": 0},
+        {"max_body_kib": 0},
+        {"model_name": ""},
+        {"stream_interval_ms": -1},
+        {"replica": 2},
+    ],
+)
+def test_settings_out_of_bounds_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        serve.Config(**wrong)
+
+
+class Neighbour(Cluster):
+    """The test session's Ray with an endpoint address of its own."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(place(port))
+        self.endings = []
+
+    def connect(self) -> None:
+        pass
+
+    def at_close(self, ending) -> None:
+        self.endings.append(ending)
+
+
+@pytest.fixture(scope="module")
+def endpoint(cluster, checkpoint, tmp_path_factory):
+    """Two live replicas, the run's folder, and what the stage printed for a person."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    folder.mkdir()
+    session = Neighbour(free_port())
+    inputs = Inputs({"checkpoint": checkpoint}, Draft(folder / "serve-00000000"), folder, Progress("serve"))
+    made = serve.run(serve.Config(max_slots=4, max_queued_requests=8), inputs, session)
+    yield made, folder, serve.usage_lines(made, folder), session
+    for ending in session.endings:
+        ending()
+    # Serve's proxy stays until Ray ends; it has nothing behind it any more.
+    assert httpx.get(made.figures["url"].removesuffix("v1") + "health").status_code == 404
+
+
+def test_two_replicas_are_up_and_keys_are_private(endpoint):
+    made, folder, lines, _ = endpoint
+    assert "2 replicas of tiny (int8) at http://127.0.0.1:" in made.manifest.summary
+    assert made.json("endpoint.json")["pid"] == os.getpid()
+    for name in ("api_keys.json", "metrics_key"):
+        assert (folder / name).stat().st_mode & 0o777 == 0o600
+    key = lines[0].removeprefix("API key (shown once): ")
+    everything = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert key.startswith("sk-") and key.encode() not in everything
+    again = serve.usage_lines(made, folder)
+    assert key not in "\n".join(again) and "--new-key" in again[0]
+
+
+def test_the_curl_line_and_the_snippet_work_as_printed(endpoint, tmp_path):
+    _, _, lines, _ = endpoint
+    curl = next(line for line in lines if line.startswith("curl "))
+    answer = subprocess.run(shlex.split(curl), capture_output=True, text=True, timeout=30, check=True).stdout
+    assert json.loads(answer)["usage"]["completion_tokens"] > 0
+    snippet = "\n".join(lines[lines.index("from openai import OpenAI") :])
+    (tmp_path / "snippet.py").write_text(snippet)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "snippet.py"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_openai_clients_stream_and_leave_through_serve(endpoint):
+    made, folder, lines, _ = endpoint
+    key = lines[0].removeprefix("API key (shown once): ")
+    asked = {"model": "tiny", "temperature": 0, "max_tokens": 24}
+    talk = [{"role": "user", "content": "def"}]
+    with openai.OpenAI(base_url=made.figures["url"], api_key=key, max_retries=0) as client:
+        whole = client.completions.create(prompt="def", **asked).choices[0].text
+        pieces = client.completions.create(prompt="def", stream=True, **asked)
+        assert "".join(piece.choices[0].text for piece in pieces) == whole
+        said = client.chat.completions.create(messages=talk, **asked).choices[0].message.content
+        chunks = client.chat.completions.create(messages=talk, stream=True, **asked)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == said
+        with pytest.raises(openai.BadRequestError):
+            client.completions.create(model="tiny", prompt="x", n=99)
+        leaving = client.completions.create(model="tiny", prompt="x", max_tokens=250, n=4, stream=True)
+        next(iter(leaving))
+        leaving.close()
+    stranger = openai.OpenAI(base_url=made.figures["url"], api_key="sk-wrong", max_retries=0)
+    with stranger, pytest.raises(openai.AuthenticationError):
+        stranger.models.list()
+    headers = {"Authorization": f"Bearer {(folder / 'metrics_key').read_text()}"}
+    deadline, active = time.monotonic() + 5, 1.0
+    while active and time.monotonic() < deadline:
+        text = httpx.get(made.figures["url"].removesuffix("v1") + "metrics", headers=headers).text
+        active = monitor.parse_scrape(text)["raymill_active_slots"]
+    assert active == 0
+
+
+def test_monitor_watches_both_replicas(endpoint, tmp_path):
+    made, folder, _, session = endpoint
+    inputs = Inputs({"endpoint": made}, Draft(folder / "monitor-00000000"), folder, Progress("monitor"))
+    report = monitor.run(monitor.Config(), inputs, session)
+    assert report.manifest.summary.startswith("2 of 2 replicas up")
+    scrape = json.loads(report.file("health.json").read_text())["scrape"]
+    assert (scrape["raymill_replicas_up"], scrape["raymill_replicas_wanted"], scrape["raymill_slots"]) == (2, 2, 8)
+    assert scrape['raymill_requests_total{route="/v1/completions",status="200"}'] >= 1
+    text = report.file("prometheus.yml").read_text()
+    assert str(folder / "metrics_key") in text and (folder / "metrics_key").read_text() not in text
