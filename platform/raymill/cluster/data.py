@@ -40,7 +40,10 @@ def map_items(cluster: Cluster, work: Callable[[T], R], items: Sequence[T]) -> I
     workers = max(1, min(len(items), int(cpus // role.cpus_per_worker)))
     rows = [{"item": pickle.dumps(item)} for item in items]
     results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        _Guarded(work), compute=ray.data.TaskPoolStrategy(size=workers), num_cpus=role.cpus_per_worker
+        _Guarded(work),
+        compute=ray.data.TaskPoolStrategy(size=workers),
+        num_cpus=role.cpus_per_worker,
+        num_gpus=role.gpus_per_worker or None,
     )
     for row in results.iter_rows():
         result = pickle.loads(row["result"])  # noqa: S301 - made by our own worker

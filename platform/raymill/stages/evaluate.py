@@ -1,6 +1,6 @@
 """Evaluate: a checkpoint and token shards in, scores on the held-out split out.
 
-Ray Data hands ranges of the val split to one scorer per worker; sums come back and are added in the split's order, so the
+Ray Data hands ranges of the val split to its workers; sums come back and are added in the split's order, so the
 figures do not depend on the number of workers.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +16,17 @@ from pydantic import Field
 
 from raymill.artifact import Artifact, Kind, write_atomic
 from raymill.cluster.config import RoleName
+from raymill.cluster.data import map_items
 from raymill.config import Config as Settings
 from raymill.stages.contract import Demand, Inputs
 
 if TYPE_CHECKING:
+    import torch
+
     from raymill.cluster.session import Cluster
+    from raymill.dataset.shards import TokenStream
+    from raymill.evaluation.perplexity import Sums
+    from raymill.model.transformer import Transformer
 
 TAKES: tuple[Kind, ...] = ("checkpoint", "tokens")
 MAY_TAKE: tuple[Kind, ...] = ()
@@ -27,7 +34,7 @@ GIVES: Kind = "scores"
 ROLE: RoleName = "data"
 LIVE = False
 
-_WINDOWS_PER_ROW = 64
+_RANGE = 64
 """Sequences one Ray Data row stands for: some seconds of work, and so the grain of progress."""
 
 
@@ -38,12 +45,11 @@ class Config(Settings):
     """Sequences of the val split to score; none means all of it."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
     """Sequences scored at once by one worker."""
-    num_workers: Annotated[int, Field(ge=1, le=4096)] = 2
-    """Scorers at work."""
 
 
 def demand(config: Config) -> Demand:
-    return Demand(config.num_workers)
+    """One worker is enough; it uses all the cluster has, and the figures are the same."""
+    return Demand(1)
 
 
 def source_state(config: Config) -> Any:
@@ -59,16 +65,18 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     checkpoint, tokens = inputs["checkpoint"], inputs["tokens"]
     stream = TokenStream(tokens.path, "val")
     windows = count_windows(stream, read_config(checkpoint.path)["max_position_embeddings"], config.max_sequences)
-    ranges = [
-        {"first": first, "stop": min(first + _WINDOWS_PER_ROW, windows)}
-        for first in range(0, windows, _WINDOWS_PER_ROW)
-    ]
-    cluster.connect()
+    ranges = [range(first, min(first + _RANGE, windows)) for first in range(0, windows, _RANGE)]
+    work = partial(
+        _score,
+        model=checkpoint.path.absolute(),
+        tokens=tokens.path.absolute(),
+        batch_size=config.batch_size,
+        threads=cluster.config.roles.data.threads,
+    )
     sums: dict[int, Sums] = {}
-    for row in _score_ranges(config, ranges, checkpoint.path, tokens.path, cluster):
-        sums[row["first"]] = Sums(row["nats"], row["right"], row["tokens"])
-        done = sum(each.tokens for each in sums.values())
-        inputs.progress.update(done, windows * done / (len(sums) * _WINDOWS_PER_ROW), "tokens")
+    for first, part in map_items(cluster, work, ranges):
+        sums[first] = part
+        inputs.progress.update(min(len(sums) * _RANGE, windows), windows, "sequences")
     scores = sum((sums[first] for first in sorted(sums)), Sums()).scores(stream)
     figures = {
         "perplexity": scores.perplexity,
@@ -86,43 +94,24 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     return inputs.publish("evaluate", GIVES, config, summary, figures)
 
 
-def _score_ranges(config: Config, ranges: list[dict[str, int]], model: Path, tokens: Path, cluster: Cluster) -> Any:
-    import ray.data
+def _score(windows: range, model: Path, tokens: Path, batch_size: int, threads: int) -> tuple[int, Sums]:
+    """Runs in a Ray Data worker: the sums over some windows, with the first window's number."""
+    import torch
 
-    role = cluster.config.roles.data
-    settings = (str(model.absolute()), str(tokens.absolute()), config.batch_size, role.threads)
-    workers = min(config.num_workers, len(ranges))
-    dataset = ray.data.from_items(ranges, override_num_blocks=len(ranges)).map(
-        _Scorer,
-        fn_constructor_args=settings,
-        compute=ray.data.ActorPoolStrategy(size=workers),
-        num_cpus=role.cpus_per_worker,
-        num_gpus=role.gpus_per_worker,
-    )
-    return dataset.iter_rows()
+    from raymill.evaluation.perplexity import sum_windows
+
+    torch.set_num_threads(threads)
+    scored, stream, device = _load(model, tokens)
+    length = scored.config.max_seq_len
+    sums = sum_windows(scored, stream, windows, seq_len=length, batch_size=batch_size, device=device)
+    return windows.start, sums
 
 
-class _Scorer:
-    """Lives in a Ray Data worker: one model, many ranges."""
+@lru_cache(maxsize=1)
+def _load(model: Path, tokens: Path) -> tuple[Transformer, TokenStream, torch.device]:
+    """Once per worker process, which scores many ranges."""
+    from raymill.dataset.shards import TokenStream
+    from raymill.model.weights import default_device, load_model
 
-    def __init__(self, model: str, tokens: str, batch_size: int, threads: int) -> None:
-        import torch
-
-        from raymill.dataset.shards import TokenStream
-        from raymill.model.weights import default_device, load_model
-
-        torch.set_num_threads(threads)
-        self._device = default_device()
-        self._model = load_model(Path(model)).to(self._device)
-        self._stream = TokenStream(Path(tokens), "val")
-        self._batch_size = batch_size
-
-    def __call__(self, row: dict[str, int]) -> dict[str, Any]:
-        from raymill.evaluation.perplexity import sum_windows
-
-        windows = range(row["first"], row["stop"])
-        length = self._model.config.max_seq_len
-        sums = sum_windows(
-            self._model, self._stream, windows, seq_len=length, batch_size=self._batch_size, device=self._device
-        )
-        return {"first": row["first"], "nats": sums.nats, "right": sums.right, "tokens": sums.tokens}
+    device = default_device()
+    return load_model(model).to(device), TokenStream(tokens, "val"), device

@@ -173,7 +173,7 @@ def _search(
     }
     resources = {"cpu": role.cpus_per_worker, "gpu": role.gpus_per_worker}
     trainable = tune.with_resources(tune.with_parameters(_trial, settings=settings), resources)
-    storage = inputs.run_folder / ".ray-tune"
+    storage = inputs.run_folder.absolute() / ".ray-tune"
     experiment = storage / folder.name
     if tune.Tuner.can_restore(str(experiment)):
         tuner = tune.Tuner.restore(str(experiment), trainable=trainable, resume_unfinished=True, resume_errored=True)
@@ -193,7 +193,7 @@ def _search(
             ),
             run_config=tune.RunConfig(
                 name=folder.name,
-                storage_path=str(storage.absolute()),
+                storage_path=str(storage),
                 verbose=0,
                 callbacks=[_progress_callback(config, inputs)],
             ),
