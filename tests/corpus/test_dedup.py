@@ -99,6 +99,12 @@ def test_a_cluster_is_joined_over_bands_and_keeps_its_smallest() -> None:
     assert find_duplicates(signatures_of(rows)).near.tolist() == [0, 0, 0, 0, 0, 5]
 
 
+@pytest.mark.parametrize("band", range(BANDS))
+def test_one_band_is_enough(band: int) -> None:
+    rows = [(text, [100 * text + each if each != band else 7 for each in range(BANDS)]) for text in (1, 2)]
+    assert find_duplicates(signatures_of(rows)).near.tolist() == [0, 0]
+
+
 def test_a_key_counts_only_within_its_band() -> None:
     assert find_duplicates(signatures_of([(1, [10, 20]), (2, [20, 10])])).near.tolist() == [0, 1]
 

@@ -26,6 +26,7 @@ from raymill.telemetry.progress import Progress
 
 WORDS = ["river", "mountain", "teacher", "window", "garden", "letter", "market", "engine"]
 WORDS += ["winter", "village", "the", "of", "and", "to", "with", "have"]
+ONE_MODULE = "def f(number):\n    # Twice the number and one more, as the old table has it\n    return 2 * number + 1\n\nprint(f(4))\n"
 
 
 class OneWorker:
@@ -158,7 +159,7 @@ def test_nothing_left_says_why_and_publishes_nothing(cluster: Cluster, tmp_path:
         ("a.txt", "word " * 30, "no document is left", "lower prepare.min_words"),
         (
             "a.py",
-            "def f(number):\n    # Twice the number and one more, as the old table has it for all\n    return 2 * number + 1\n\n\nprint(f(4))\n",
+            ONE_MODULE,
             "one document is left",
             "give more text",
         ),
