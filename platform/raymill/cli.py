@@ -7,27 +7,26 @@ Result lines go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from raymill.cluster.config import ClusterConfig
+    from raymill.artifact import Artifact
     from raymill.pipeline import Job, Result, Step
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help=__doc__ and "From raw text to a monitored, quantized language-model endpoint on one Ray cluster.",
+    help="From raw text to a monitored, quantized language-model endpoint on one Ray cluster.",
 )
 runs_app = typer.Typer(no_args_is_help=True, help="List, show and delete runs.")
 config_app = typer.Typer(no_args_is_help=True, help="Check settings files; print their JSON Schema.")
@@ -107,10 +106,11 @@ def plan(
         cpus, gpus = cluster.capacity(stage.ROLE)
         takes = ", ".join(path.name for path in step.inputs.values()) or "raw text"
         print(f"[{step.number}/{step.total}] {step.name:<9} {state:<12} {step.final.name}  from {takes}")
-        gpu_text = f" and {workers * size.gpus_per_worker:g} of {gpus:g} GPUs" if size.gpus_per_worker else ""
-        print(
-            f"      {workers} {stage.ROLE} worker{'s' if workers > 1 else ''}: {workers * size.cpus_per_worker:g} of {cpus:g} CPUs{gpu_text}"
-        )
+        needs = f"{workers * size.cpus_per_worker:g} of {cpus:g} CPUs"
+        if size.gpus_per_worker:
+            needs += f" and {workers * size.gpus_per_worker:g} of {gpus:g} GPUs"
+        if workers:
+            print(f"      {workers} {stage.ROLE} worker{'s' if workers > 1 else ''}: {needs}")
     if write is not None:
         from raymill.cluster.launch import render
 
@@ -206,10 +206,9 @@ def runs_show(run_name: RunName = None, on: On = None) -> None:
 
     for artifact in runs.artifacts(_find(_place(on), run_name)):
         size_bytes = sum(entry.size_bytes for entry in artifact.manifest.files)
-        print(
-            f"{artifact.name}  {artifact.manifest.kind}, {size_bytes / 1e6:.1f} MB, {artifact.manifest.created_at}, {artifact.manifest.duration_s:.1f} s"
-        )
-        print(f"    {artifact.manifest.summary}")
+        made = artifact.manifest
+        print(f"{artifact.name}  {made.kind}, {size_bytes / 1e6:.1f} MB, {made.created_at}, {made.duration_s:.1f} s")
+        print(f"    {made.summary}")
 
 
 @runs_app.command("rm")
@@ -322,7 +321,7 @@ def _run(job: Job, config: ClusterConfig, stages: list[str]) -> None:
             stages=stages,
             on_start=_show_start,
             on_result=_show_result,
-            while_live=_show_endpoint(job, config),
+            while_live=_show_endpoint,
         )
 
 
@@ -343,44 +342,54 @@ def _show_result(result: Result) -> None:
     print(f"[{step.number}/{step.total}] {step.name:<9} {took:>8}  {result.artifact.manifest.summary}", flush=True)
 
 
-def _show_endpoint(job: Job, config: ClusterConfig) -> Callable[[Result], None]:
+def _show_endpoint(result: Result) -> None:
     """Prints how to call the endpoint, then waits for Ctrl-C."""
+    from raymill.stages.serve import new_key
 
-    def show(result: Result) -> None:
-        from raymill.stages.serve import usage_lines
+    _show_usage(result.artifact, new_key(result.artifact.path.parent))
+    print("Ctrl-C stops it.", flush=True)
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        print("stopping the endpoint", file=sys.stderr, flush=True)
 
-        for line in usage_lines(result.artifact, result.artifact.path.parent):
-            print(line)
-        print("Ctrl-C stops it.", flush=True)
-        try:
-            while True:
-                time.sleep(3600)
-        except KeyboardInterrupt:
-            print("stopping the endpoint", file=sys.stderr, flush=True)
 
-    return show
+def _show_usage(endpoint: Artifact, key: str | None) -> None:
+    from raymill.stages.serve import usage_lines
+
+    for line in usage_lines(endpoint, key):
+        print(line)
 
 
 def _detach(job: Job, config: ClusterConfig) -> None:
-    """Starts `raymill serve` in a session of its own and waits until it answers."""
+    """Starts `raymill serve` in a session of its own and waits until it answers.
+
+    The key is made here: what the detached process prints goes to a log, where no key may stand.
+    """
     from raymill import pipeline, runs
     from raymill.errors import MachineError
+    from raymill.stages.serve import new_key
 
     folder = pipeline.run_folder(job, config)
+    key = new_key(folder)
     (folder / "logs").mkdir(exist_ok=True)
     log = folder / "logs" / "serve.log"
     command = [sys.executable, "-m", "raymill.cli", "serve", folder.name, "--set", f"cluster.storage={config.storage}"]
-    with log.open("ab") as output:
+    with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     while runs.read_live(folder) is None:
         if process.poll() is not None:
-            raise MachineError(
-                "the endpoint did not start", where=str(log), why=_last_error(log), fix="mend that, then run again"
-            )
+            why = _last_error(log)
+            raise MachineError("the endpoint did not start", where=str(log), why=why, fix="mend that, then run again")
         time.sleep(0.2)
-    print(log.read_text())
+    for line in log.read_text(encoding="utf-8").splitlines():
+        if line.startswith("[") and "cached" not in line:
+            print(line)
+    served = [made for made in runs.artifacts(folder) if made.manifest.kind == "endpoint"]
+    _show_usage(served[-1], key)
     print(f"It stays up; `raymill stop {folder.name}` ends it. Log: {log}")
 
 

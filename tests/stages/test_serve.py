@@ -142,7 +142,7 @@ def endpoint(cluster, checkpoint, tmp_path_factory):
     session = Neighbour(free_port())
     inputs = Inputs({"checkpoint": checkpoint}, Draft(folder / "serve-00000000"), folder, Progress("serve"))
     made = serve.run(serve.Config(max_slots=4, max_queued_requests=8), inputs, session)
-    yield made, folder, serve.usage_lines(made, folder), session
+    yield made, folder, serve.usage_lines(made, serve.new_key(folder)), session
     for ending in session.endings:
         ending()
     # Serve's proxy stays until Ray ends; it has nothing behind it any more.
@@ -158,7 +158,7 @@ def test_two_replicas_are_up_and_keys_are_private(endpoint):
     key = lines[0].removeprefix("API key (shown once): ")
     everything = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert key.startswith("sk-") and key.encode() not in everything
-    again = serve.usage_lines(made, folder)
+    again = serve.usage_lines(made, serve.new_key(folder))
     assert key not in "\n".join(again) and "--new-key" in again[0]
 
 

@@ -4,7 +4,7 @@ Ray Serve starts the replicas, checks their health and spreads requests over the
 app of `api/` around it and knows nothing of Ray. The endpoint lives until the process that runs the stage ends.
 
 In the run's folder: api_keys.json (0600, hashes of keys) and metrics_key (0600, the key Prometheus sends; it opens
-/metrics and nothing else). The first client key is made, and shown, by `usage_lines`.
+/metrics and nothing else). The first client key is made by `new_key` and shown by `usage_lines`.
 """
 
 from __future__ import annotations
@@ -147,15 +147,15 @@ def forget_keys(run_folder: Path) -> None:
     (run_folder / METRICS_KEY).unlink(missing_ok=True)
 
 
-def usage_lines(endpoint: Artifact, run_folder: Path) -> list[str]:
-    """What to show a person: the key if it is new, a curl line and a Python snippet that work as printed."""
+def usage_lines(endpoint: Artifact, key: str | None) -> list[str]:
+    """What to show a person: the key (None when it was shown before), a curl line and a snippet that work as printed."""
     from raymill.api.usage import KEY_VARIABLE, usage_snippets
 
-    values, key = endpoint.json(ENDPOINT), new_key(run_folder)
+    values, run_name = endpoint.json(ENDPOINT), endpoint.path.parent.name
     lines = [f"API key (shown once): {key}"]
     if key is None:
         lines = [
-            f"API key: shown when it was made; `raymill serve {run_folder.name} --new-key` replaces it",
+            f"API key: shown when it was made; `raymill serve {run_name} --new-key` replaces it",
             f"export {KEY_VARIABLE}=sk-...",
         ]
     return [*lines, "", *usage_snippets(values["url"], values["model"], key)]
