@@ -30,7 +30,7 @@ def request(name="r", prompt=(1,), max_tokens=3, **changes):
 
 
 def read(stream):
-    events = [event for batch in stream for event in batch]
+    events = asyncio.run(asyncio.wait_for(stream.finished(), timeout=10))
     return "".join(event.text for event in events), events[-1].finish_reason, len(events)
 
 
@@ -224,3 +224,8 @@ def test_the_whole_answer_can_be_awaited(engine_of, alphabet):
         return await engine.submit(request(max_tokens=6)).finished()
 
     assert "".join(event.text for event in asyncio.run(reader())) == "bcdefg"
+
+
+def test_a_stream_can_be_read_without_an_event_loop(engine_of, alphabet):
+    events = [event for batch in engine_of(alphabet()).submit(request(max_tokens=6)) for event in batch]
+    assert "".join(event.text for event in events) == "bcdefg"

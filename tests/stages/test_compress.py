@@ -49,6 +49,7 @@ def inputs(tmp_path):
 def test_the_result_is_smaller_measured_and_runs(inputs):
     (inputs.draft.path / "model.safetensors").write_bytes(b"half of an earlier attempt")
     (inputs.draft.path / "left-over").mkdir()
+    (inputs.draft.path / "left-over" / "file").touch()
     threads = torch.get_num_threads()
     made = compress.run(compress.Config(max_sequences=8), inputs, Cluster(ClusterConfig()))
     assert torch.get_num_threads() == threads

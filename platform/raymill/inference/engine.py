@@ -269,9 +269,8 @@ class Engine:
         finished_chunks = (p for p, chunk in zip(plan.sequences, plan.chunks, strict=True) if chunk.wants_logits)
         for progression, token in zip(finished_chunks, chosen, strict=True):
             running = self._requests.get(progression.request_id)
-            if running is None or running.progression is not progression:
-                continue  # aborted while the step ran
-            self._advance(running, token)
+            if running is not None:  # else aborted while the step ran
+                self._advance(running, token)
 
     def _advance(self, running: _Running, token: int) -> None:
         running.progression.ids.append(token)
