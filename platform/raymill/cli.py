@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from raymill.cluster.config import ClusterConfig
     from raymill.artifact import Artifact
+    from raymill.cluster.config import ClusterConfig
     from raymill.pipeline import Job, Result, Step
 
 app = typer.Typer(

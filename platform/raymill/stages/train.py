@@ -8,9 +8,6 @@ from there.
 from __future__ import annotations
 
 import shutil
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +15,7 @@ from pydantic import Field
 
 from raymill.artifact import Artifact, Kind
 from raymill.cluster.config import RoleName
+from raymill.cluster.interruptible import run_interruptible
 from raymill.errors import MachineError, RaymillError
 from raymill.stages.contract import Demand, Inputs
 from raymill.training.loop import CHECKPOINTS, METRICS, TrainingConfig, last_metrics
@@ -59,8 +57,13 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     threads = cluster.config.roles.train.threads
     start = inputs.artifacts.get("checkpoint")
     cluster.connect()
-    with _progress(config, folder / METRICS, inputs):
-        _fit(config, tokens.path, folder, threads, start.path if start else None, cluster, inputs.run_folder)
+    trainer = _trainer(config, tokens.path, folder, threads, start.path if start else None, cluster, inputs.run_folder)
+    try:
+        run_interruptible(trainer.fit, lambda: _show_progress(config, folder / METRICS, inputs))
+    except Exception as error:
+        raise _cause(error) from error
+    finally:
+        shutil.rmtree(_ray_folder(inputs.run_folder), ignore_errors=True)
     last = folder / CHECKPOINTS / f"step-{config.steps:08d}"
     for name in ("model.safetensors", "config.json", "optimizer.safetensors"):
         (last / name).rename(folder / name)
@@ -99,9 +102,14 @@ def check_tokens(config: TrainingConfig, tokens: Path) -> None:
     Loader(TokenStream(tokens, "val"), seq_len=length, global_batch_size=1, seed=config.seed)
 
 
-def _fit(
+def _ray_folder(run_folder: Path) -> Path:
+    """Where Ray Train keeps its own state while it runs; ours is in the draft."""
+    return run_folder.absolute() / ".ray-train"
+
+
+def _trainer(
     config: Config, tokens: Path, folder: Path, threads: int, start: Path | None, cluster: Cluster, run_folder: Path
-) -> None:
+) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -109,8 +117,7 @@ def _fit(
     resources = {"CPU": role.cpus_per_worker}
     if role.gpus_per_worker:
         resources["GPU"] = role.gpus_per_worker
-    ray_folder = run_folder / ".ray-train"
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _worker,
         train_loop_config={
             "config": config.model_dump(mode="json"),
@@ -125,16 +132,10 @@ def _fit(
         torch_config=TorchConfig(backend="nccl" if role.gpus_per_worker else "gloo"),
         run_config=RunConfig(
             name=folder.name,
-            storage_path=str(ray_folder.absolute()),
+            storage_path=str(_ray_folder(run_folder)),
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
-    try:
-        trainer.fit()
-    except Exception as error:
-        raise _cause(error) from error
-    finally:
-        shutil.rmtree(ray_folder, ignore_errors=True)
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -177,27 +178,14 @@ def validator(config: TrainingConfig, tokens: Path) -> Any:
     return validate
 
 
-@contextmanager
-def _progress(config: Config, metrics: Path, inputs: Inputs) -> Iterator[None]:
-    """Shows the steps as rank 0 writes them: `fit` blocks, so a thread watches its metrics file."""
-    done = threading.Event()
-    total = config.steps * config.global_batch_size * config.model.max_seq_len
-
-    def watch() -> None:
-        while not done.wait(1.0):
-            row = last_metrics(metrics)
-            if row:
-                note = f"step {row['step']}/{config.steps}  loss {row['loss']:.3f}"
-                inputs.progress.update(row["tokens"], total, "tokens", note)
-                inputs.draft.checkpoint_clock()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+def _show_progress(config: Config, metrics: Path, inputs: Inputs) -> None:
+    """Shows the newest step, which rank 0 has written to its metrics file."""
+    row = last_metrics(metrics)
+    if row is not None:
+        total = config.steps * config.global_batch_size * config.model.max_seq_len
+        note = f"step {row['step']}/{config.steps}  loss {row['loss']:.3f}"
+        inputs.progress.update(row["tokens"], total, "tokens", note)
+        inputs.draft.checkpoint_clock()
 
 
 def _cause(error: BaseException) -> RaymillError:

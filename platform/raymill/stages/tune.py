@@ -18,12 +18,14 @@ from pydantic import Field, model_validator
 
 from raymill.artifact import Artifact, Kind, write_atomic
 from raymill.cluster.config import RoleName
+from raymill.cluster.interruptible import run_interruptible
 from raymill.config import Config as Settings
 from raymill.config import override
 from raymill.errors import ConfigError, MachineError, Problem
 from raymill.stages.contract import Demand, Inputs
 from raymill.stages.train import Config as TrainConfig
 from raymill.stages.train import check_tokens, validator
+from raymill.training.loop import METRICS, last_metrics
 
 if TYPE_CHECKING:
     from raymill.cluster.session import Cluster
@@ -195,32 +197,23 @@ def _search(
                 name=folder.name,
                 storage_path=str(storage),
                 verbose=0,
-                callbacks=[_progress_callback(config, inputs)],
             ),
         )
-    results = tuner.fit()
+    results = run_interruptible(tuner.fit, lambda: _show_progress(config, folder, inputs))
     shutil.rmtree(storage, ignore_errors=True)
     return [str(error).strip().splitlines()[-1] for error in results.errors]
 
 
-def _progress_callback(config: Config, inputs: Inputs) -> Any:
-    from ray.tune import Callback
-
-    class ShowProgress(Callback):
-        """Counts the steps of all trials; not restored with the search, so it holds nothing worth keeping."""
-
-        def on_trial_result(
-            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-        ) -> None:
-            steps = sum((each.last_result or {}).get("steps", 0) for each in trials)
-            inputs.progress.update(
-                steps, None, "steps", f"{len(trials)} trials, last {result[METRIC]:.3f} bits per byte"
-            )
-
-        def __reduce__(self) -> Any:
-            return (Callback, ())
-
-    return ShowProgress()
+def _show_progress(config: Config, folder: Path, inputs: Inputs) -> None:
+    """Adds up the steps that the trials have written to their metrics files."""
+    rows = [last_metrics(_trial_folder(folder, number) / METRICS) for number in range(config.num_trials)]
+    steps = [row["step"] for row in rows if row is not None]
+    if steps:
+        done = sum(step >= config.steps for step in steps)
+        inputs.progress.update(
+            sum(steps), None, "steps", f"{len(steps)} of {config.num_trials} trials begun, {done} at the end"
+        )
+        inputs.draft.checkpoint_clock()
 
 
 def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -229,7 +222,7 @@ def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
     from ray import tune
 
     from raymill.model.weights import default_device
-    from raymill.training.loop import METRICS, Hooks, StepMetrics
+    from raymill.training.loop import Hooks, StepMetrics
     from raymill.training.loop import train as train_model
     from raymill.training.parallel import Worker
 
@@ -264,8 +257,6 @@ def _rows(metrics: Path) -> list[dict[str, Any]]:
 
 def _trial_row(number: int, values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What a trial reached, from its own files."""
-    from raymill.training.loop import METRICS
-
     rows = [row for row in _rows(_trial_folder(folder, number) / METRICS) if "validation" in row]
     last = rows[-1] if rows else None
     return {
@@ -283,7 +274,7 @@ def _write_results(folder: Path, rows: list[dict[str, Any]], best: int, values: 
     import pyarrow.parquet as pq
 
     from raymill.training.checkpoint import newest_checkpoint
-    from raymill.training.loop import CHECKPOINTS, METRICS
+    from raymill.training.loop import CHECKPOINTS
 
     pq.write_table(pa.Table.from_pylist(rows), folder / "trials.parquet")
     curves = [
