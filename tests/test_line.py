@@ -162,6 +162,17 @@ def test_run_again_everything_is_cached_and_one_setting_reruns_what_follows(plac
     assert set(cached) == {"prepare", "tokenize", "train", "tune", "evaluate", "compress", "serve", "monitor"}
 
 
+def test_a_damaged_artifact_is_named_and_nothing_is_built_on_it(place: Place) -> None:
+    (weights,) = place.folder.glob("runs/line/train-*/model.safetensors")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    process = place.start(*place.run_command("--no-serve"))
+    _, err = process.communicate(timeout=60)
+    weights.write_bytes(whole)
+    assert process.returncode == 1 and "Traceback" not in err
+    assert "model.safetensors is damaged" in err and "sha256" in err and "hint: delete runs/line/train-" in err
+
+
 def test_detached_it_stays_up_until_it_is_stopped(place: Place) -> None:
     text = place.run("--detach")
     assert not re.search(KEY, text)  # the key was shown once, by the first run

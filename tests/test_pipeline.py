@@ -85,6 +85,7 @@ def test_a_cluster_that_cannot_fit_the_job_says_so_before_anything_runs(job_path
     with pytest.raises(CapacityError, match="500 train workers do not fit on cluster laptop") as error:
         pipeline.preflight(job, place, pipeline.plan(job, place.config))
     assert "500 CPUs" in str(error.value) and error.value.exit_code == 2
+    job = pipeline.load_job(job_path)
     gpu = Cluster(ClusterConfig(roles=Roles(train=Role(gpus_per_worker=8))))
     with pytest.raises(CapacityError, match="GPUs"):
         pipeline.preflight(job, gpu, pipeline.plan(job, gpu.config))

@@ -18,7 +18,11 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokens")
     generator = np.random.default_rng(7)
     entries = []
-    for name, split, count in (("train-00000", "train", 3000), ("train-00001", "train", 1100), ("val-00000", "val", 700)):
+    for name, split, count in (
+        ("train-00000", "train", 3000),
+        ("train-00001", "train", 1100),
+        ("val-00000", "val", 700),
+    ):
         ids = (np.cumsum(generator.integers(1, 3, count)) % VOCAB).astype("<u2")
         ids.tofile(folder / f"{name}.bin")
         entry = ShardEntry(path=f"{name}.bin", split=split, documents=1, tokens=count, text_bytes=2 * count)
