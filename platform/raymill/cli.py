@@ -98,9 +98,9 @@ def plan(
     print(f"run {loaded.name} in {pipeline.run_folder(loaded, config)} on cluster {config.name} ({config.provider})")
     for step in steps:
         stage = step.stage
-        state = (
-            "cached" if step.cached else "to continue" if step.started else "starts again" if stage.LIVE else "to run"
-        )
+        state = "cached" if step.cached else "to continue" if step.started else "to run"
+        if stage.LIVE and step.final.exists():
+            state = "starts again"
         workers = stage.demand(loaded.of(step.name)).workers
         size = config.roles.of(stage.ROLE)
         cpus, gpus = cluster.capacity(stage.ROLE)
