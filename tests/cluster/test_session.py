@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,20 +16,6 @@ from raymill.cluster import session
 from raymill.cluster.config import ClusterConfig, Machines, Role, Roles
 from raymill.cluster.session import Cluster
 from raymill.errors import CapacityError, MachineError, UsageError
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user who never ran raymill; the real environment and temporary folders are out of reach."""
-    for name in list(os.environ):
-        if name.startswith("RAY_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
-    before = dict(os.environ)
-    yield tmp_path
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
 
 
 def test_the_token_is_made_once_and_private(home: Path) -> None:
@@ -134,7 +119,7 @@ def test_nothing_listens_there(home: Path) -> None:
 
 
 def test_a_cloud_is_not_here(home: Path) -> None:
-    config = ClusterConfig(provider="aws", name="cloud", region="eu-central-1")
+    config = ClusterConfig(provider="aws", name="cloud", region="eu-central-1", storage="/mnt/runs")
     with pytest.raises(UsageError, match=r"cluster cloud \(aws\) is not running here"):
         Cluster(config).connect()
 

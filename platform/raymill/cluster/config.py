@@ -104,7 +104,7 @@ class ClusterConfig(Config):
     address: str | None = None
     """A running Ray cluster to use: `host:6379`, or `auto` for the one this process runs inside."""
     storage: str = "runs"
-    """Folder for runs and their artifacts; every machine must see it under this path."""
+    """Folder for runs and their artifacts; every machine must see it under this path, so a shared file system."""
     endpoint: EndpointAddress = EndpointAddress()
     """Where the HTTP API listens."""
     roles: Roles = Roles()
@@ -112,17 +112,21 @@ class ClusterConfig(Config):
     head: Machines = Machines()
     """The machine that runs the head; ignored by provider local."""
     region: str | None = None
-    """The cloud's region; with Kubernetes the namespace is `namespace`."""
+    """The cloud's region."""
     zone: str | None = None
     """The cloud's zone (gcp) or availability zone (aws)."""
     project: str | None = None
     """The cloud project (gcp) or resource group (azure)."""
     namespace: str = "default"
     """Kubernetes namespace."""
+    volume_claim: str | None = None
+    """Kubernetes claim of a shared volume, ReadWriteMany; every pod mounts it at `storage`."""
     image: str | None = None
     """Container image that holds raymill; required on Kubernetes."""
     ssh: Ssh | None = None
     """Login for provider on_premise."""
+    setup: tuple[str, ...] = ()
+    """Shell commands a launcher runs first on every new machine, for example to mount `storage`."""
     object_store_gib: Annotated[float, Field(ge=0.08, le=1024)] = 0.25
     """Shared memory for Ray's objects on each machine, GiB; text and weights go through files, so little is needed."""
     idle_timeout_min: Annotated[float, Field(gt=0, le=1440)] = 5
@@ -131,8 +135,12 @@ class ClusterConfig(Config):
     @model_validator(mode="after")
     def _needs_of_provider(self) -> ClusterConfig:
         needs = {"aws": ("region",), "gcp": ("region", "zone", "project"), "azure": ("region", "project")}
-        needs |= {"kubernetes": ("image",), "on_premise": ("ssh",)}
+        needs |= {"kubernetes": ("image", "volume_claim"), "on_premise": ("ssh",)}
         missing = [name for name in needs.get(self.provider, ()) if getattr(self, name) is None]
         if missing:
             raise ValueError(f"provider {self.provider} needs {', '.join(missing)}; fix: add them to the cluster file")
+        if self.provider != "local" and not (self.storage.startswith("/") or "://" in self.storage):
+            raise ValueError(
+                f"storage {self.storage} is relative; fix: give the path every machine sees, such as /mnt/raymill/runs"
+            )
         return self

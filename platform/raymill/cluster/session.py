@@ -38,7 +38,7 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 _DIAL_TIMEOUT_S = 5.0
-_TOKEN_FIX = "export RAY_AUTH_TOKEN_PATH=FILE with the cluster's token (on its head: ~/.ray/auth_token)"
+_ACCESS_FIX = "export RAY_AUTH_TOKEN_PATH=FILE with the cluster's token (on its head: ~/.ray/auth_token)"
 _LONGEST_TEMP = 24  # Ray's socket paths must stay under 107 characters; it adds 80
 
 
@@ -62,7 +62,6 @@ class Cluster:
             )
         set_environment(foreign=address is not None)
         if address is not None:
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # a refused token would be told 20 times
             _dial(address)
         import ray
         from ray.exceptions import AuthenticationError
@@ -88,7 +87,7 @@ class Cluster:
                 f"{' '.join(str(error).split())[:300]}; something listens there, but with another token or Ray version"
             )
             what = f"the Ray cluster at {address} cannot be joined"
-            raise MachineError(what, why=why, fix=_TOKEN_FIX) from None
+            raise MachineError(what, why=why, fix=_ACCESS_FIX) from None
         except (OSError, RuntimeError, ValueError) as error:
             why = " ".join(str(error).split())[:300]
             what = "Ray did not start" if address is None else f"Ray at {address} cannot be used"
@@ -197,7 +196,7 @@ def token_refused(address: str) -> MachineError:
     return MachineError(
         f"the Ray cluster at {address} refused the token",
         why="every Ray cluster has a token of its own",
-        fix=_TOKEN_FIX,
+        fix=_ACCESS_FIX,
     )
 
 
