@@ -15,7 +15,6 @@ import logging
 import os
 import shutil
 import socket
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -101,6 +100,8 @@ def preflight(config: Config, cluster: ClusterConfig) -> None:
 
 def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     """Starts the replicas and publishes where they answer; they stay up until the cluster session closes."""
+    from raymill.cluster.session import session_folder
+
     began = time.monotonic()
     preflight(config, cluster.config)
     checkpoint, address = inputs["checkpoint"], cluster.config.endpoint
@@ -108,7 +109,7 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     _ensure_metrics_key(inputs.run_folder)
     model_name = config.model_name or inputs.run_folder.name
     cluster.connect()
-    metrics_folder = Path(tempfile.gettempdir()) / f"raymill-metrics-{os.getuid()}-{os.urandom(6).hex()}"
+    metrics_folder = session_folder() / f"metrics-{os.urandom(6).hex()}"  # gone with the session, even after kill -9
     cluster.at_close(partial(_stop, metrics_folder))
     api = {
         "model_name": model_name,
@@ -165,7 +166,7 @@ class Replica:
     """Lives in a Ray Serve replica: the engine and its app."""
 
     def __init__(self, config: dict[str, Any], checkpoint: str, keys: str, api: dict[str, Any], threads: int) -> None:
-        Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).mkdir(mode=0o700, exist_ok=True)
+        Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).mkdir(mode=0o700, parents=True, exist_ok=True)
         import torch
 
         from raymill.api.auth import KeyFile
