@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,7 @@ def test_kuberay_resources_have_the_shape() -> None:
         if document["kind"] in SPECS:
             assert document["apiVersion"] == "ray.io/v1"
             jsonschema.validate(document["spec"], SPECS[document["kind"]])
-    assert kinds == ["RayCluster", "ConfigMap", "RayJob", "ConfigMap", "RayService"]
+    assert kinds == ["RayCluster", "ConfigMap", "RayJob", "RayService"]
 
 
 def test_pods_have_what_the_file_says() -> None:
@@ -224,9 +225,26 @@ def test_the_job_that_travels_is_the_job(tmp_path: Path) -> None:
     assert "/etc/raymill/job.yaml --on /etc/raymill/cluster.yaml" in job["spec"]["entrypoint"]
 
 
+def test_the_service_serves_the_jobs_run() -> None:
+    (service,) = resources()["rayservice.yaml"]
+    serving = yaml.safe_load(service["spec"]["serveConfigV2"])
+    (application,) = serving["applications"]
+    module, _, name = application["import_path"].partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+    assert application["args"]["run_folder"] == "/mnt/raymill/tiny"
+    assert application["args"]["serve"] == {"replicas": 2}
+    assert application["args"]["role"]["gpus_per_worker"] == 1
+    assert serving["http_options"]["port"] == 8000
+
+
 def test_a_changed_file_has_another_name() -> None:
     names = {resources(*change)["rayjob.yaml"][0]["metadata"]["name"] for change in ([], ["idle_timeout_min=6"])}
     assert len(names) == 2
+
+
+def test_a_job_that_does_not_serve_has_no_service(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("name: x\nprepare: {}\n")
+    assert list(render(place("kubernetes"), str(tmp_path / "job.yaml"))) == ["raycluster.yaml", "rayjob.yaml"]
 
 
 def test_without_a_job_there_is_only_the_cluster() -> None:

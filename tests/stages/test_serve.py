@@ -23,7 +23,7 @@ from raymill.cluster.config import ClusterConfig, EndpointAddress
 from raymill.cluster.session import Cluster
 from raymill.compression.quantize import quantize_model, save_quantized
 from raymill.config import Config
-from raymill.errors import MachineError
+from raymill.errors import ArtifactError, MachineError
 from raymill.model.config import ModelConfig
 from raymill.model.transformer import Transformer
 from raymill.stages import monitor, serve
@@ -90,6 +90,18 @@ def test_a_kv_cache_that_does_not_fit_is_said_before_ray_starts(tmp_path, checkp
     with pytest.raises(MachineError, match="max_kv_cache_mib"):
         serve.run(serve.Config(max_kv_cache_mib=100), inputs, cluster)
     assert not cluster.connected
+
+
+def test_a_ray_service_serves_the_newest_checkpoint_of_a_run(checkpoint, tmp_path):
+    args = {"run_folder": str(tmp_path), "serve": {"replicas": 3}, "role": {"cpus_per_worker": 2}}
+    with pytest.raises(ArtifactError, match="holds no checkpoint"):
+        serve.application(args)
+    (tmp_path / "compress-00000000").symlink_to(checkpoint.path)
+    deployment = serve.application(args)._bound_deployment
+    assert deployment.num_replicas == 3
+    assert deployment.init_args[1] == str(tmp_path / "compress-00000000")
+    assert (deployment.init_args[4], deployment.ray_actor_options["num_cpus"]) == (2, 2)
+    assert deployment.init_args[3]["quantization"] == "int8"
 
 
 def test_a_key_is_made_once_shown_once_and_can_be_replaced(tmp_path):

@@ -55,21 +55,26 @@ def ray_job(config: ClusterConfig, job: str) -> list[Tree]:
     return [files, _resource("RayJob", config, f"{config.name}-job", spec)]
 
 
-def ray_service(config: ClusterConfig, job: str) -> list[Tree]:
+def ray_service(config: ClusterConfig, job: str) -> Tree:
     """The endpoint of the job's run, kept up and upgraded by KubeRay."""
-    files = _files(config, job)
+    tree = yaml.safe_load(job)
+    assert "serve" in tree
     application = {
         "name": "raymill",
         "route_prefix": "/",
         "import_path": "raymill.stages.serve:application",
-        "args": {"job": f"{_FILES}/job.yaml", "cluster": f"{_FILES}/cluster.yaml"},
+        "args": {
+            "run_folder": f"{config.storage}/{tree.get('name', 'job')}",
+            "serve": tree.get("serve") or {},
+            "role": config.roles.serve.model_dump(mode="json"),
+        },
     }
     serve = {"http_options": {"host": "0.0.0.0", "port": config.endpoint.port}, "applications": [application]}  # noqa: S104 - inside its pod
     spec = {
         "serveConfigV2": yaml.safe_dump(serve, sort_keys=False),
-        "rayClusterConfig": _cluster_spec(config, files["metadata"]["name"]),
+        "rayClusterConfig": _cluster_spec(config, None),
     }
-    return [files, _resource("RayService", config, f"{config.name}-service", spec)]
+    return _resource("RayService", config, f"{config.name}-service", spec)
 
 
 def _resource(kind: str, config: ClusterConfig, name: str, spec: Tree) -> Tree:

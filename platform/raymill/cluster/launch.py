@@ -1,7 +1,7 @@
 """What another launcher needs to make a cluster of a cluster file: file names and their YAML.
 
     aws, gcp, azure, on_premise    launcher.yaml for `ray up`
-    kubernetes                     raycluster.yaml, or with a job rayjob.yaml and rayservice.yaml too, for `kubectl apply`
+    kubernetes                     raycluster.yaml; with a job rayjob.yaml, and rayservice.yaml if it serves; for `kubectl apply`
 
 Nothing is sent anywhere and no secret is written into a file.
 """
@@ -32,7 +32,8 @@ def render(config: ClusterConfig, job_path: str | None) -> dict[str, str]:
     if job_path is not None:
         job = _read(Path(job_path))
         files["rayjob.yaml"] = _text(kubernetes.JOB_STORY, kubernetes.ray_job(config, job))
-        files["rayservice.yaml"] = _text(kubernetes.SERVICE_STORY, kubernetes.ray_service(config, job))
+        if "serve" in yaml.safe_load(job):
+            files["rayservice.yaml"] = _text(kubernetes.SERVICE_STORY, [kubernetes.ray_service(config, job)])
     return files
 
 

@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 import socket
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -22,13 +23,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from raymill.artifact import Artifact, Kind, write_atomic
-from raymill.cluster.config import ClusterConfig, RoleName
+from raymill.artifact import Artifact, Kind, open_artifact, write_atomic
+from raymill.cluster.config import ClusterConfig, EndpointAddress, Role, RoleName
 from raymill.config import Config as Settings
-from raymill.errors import MachineError
+from raymill.errors import ArtifactError, MachineError
 from raymill.stages.contract import Demand, Inputs
 
 if TYPE_CHECKING:
+    from ray.serve import Application
+    from ray.serve.schema import LoggingConfig
     from starlette.types import ASGIApp
 
     from raymill.cluster.session import Cluster
@@ -111,14 +114,16 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     cluster.connect()
     metrics_folder = session_folder() / f"metrics-{os.urandom(6).hex()}"  # gone with the session, even after kill -9
     cluster.at_close(partial(_stop, metrics_folder))
-    api = {
-        "model_name": model_name,
-        "quantization": quantization,
-        "replicas": config.replicas,
-        "max_body_bytes": config.max_body_kib * 1024,
-        "stream_interval_ms": config.stream_interval_ms,
-    }
-    _deploy(config, cluster, checkpoint.path, inputs.run_folder / API_KEYS, api, metrics_folder)
+    keys = inputs.run_folder / API_KEYS
+    bound = _bind(
+        config,
+        cluster.config.roles.serve,
+        checkpoint.path,
+        keys,
+        _api(config, model_name, quantization),
+        metrics_folder,
+    )
+    _deploy(bound, config.replicas, address)
     host = "127.0.0.1" if address.host in ("0.0.0.0", "::") else address.host  # noqa: S104 - compared, not bound
     url = f"http://{host}:{address.port}"
     _await_health(url)
@@ -221,18 +226,40 @@ def _ensure_metrics_key(run_folder: Path) -> None:
         write_private(plain, keys.create("metrics"))
 
 
-def _deploy(
-    config: Config, cluster: Cluster, checkpoint: Path, keys: Path, api: dict[str, Any], metrics_folder: Path
-) -> None:
-    """Starts Serve and the replicas, and waits for them."""
-    from ray import serve
-    from ray.serve.config import HTTPOptions
-    from ray.serve.schema import LoggingConfig
+def _api(config: Config, model_name: str, quantization: str) -> dict[str, Any]:
+    return {
+        "model_name": model_name,
+        "quantization": quantization,
+        "replicas": config.replicas,
+        "max_body_bytes": config.max_body_kib * 1024,
+        "stream_interval_ms": config.stream_interval_ms,
+    }
 
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # importing it sets INFO
-    role, address = cluster.config.roles.serve, cluster.config.endpoint
-    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    serve.start(http_options=HTTPOptions(host=address.host, port=address.port), logging_config=quiet)
+
+def application(args: dict[str, Any]) -> Application:
+    """What a KubeRay RayService imports: the newest checkpoint of `run_folder` as a Serve application.
+
+    `serve` and `role` in `args` are the job's and the cluster file's sections. Keys are those of the run.
+    """
+    config, role, run_folder = Config(**args["serve"]), Role(**args["role"]), Path(args["run_folder"])
+    made = [open_artifact(path.parent, verify=False) for path in run_folder.glob("*-????????/manifest.json")]
+    checkpoints = [artifact for artifact in made if artifact.manifest.kind == "checkpoint"]
+    if not checkpoints:
+        raise ArtifactError(f"{run_folder} holds no checkpoint", fix="run the job first, then apply the RayService")
+    newest = max(checkpoints, key=lambda artifact: artifact.manifest.created_at)
+    _, quantization = _check_checkpoint(config, newest.path)
+    _ensure_metrics_key(run_folder)
+    api = _api(config, config.model_name or run_folder.name, quantization)
+    metrics_folder = Path(tempfile.gettempdir()) / f"raymill-metrics-{os.urandom(6).hex()}"
+    return _bind(config, role, newest.path, run_folder / API_KEYS, api, metrics_folder)
+
+
+def _bind(
+    config: Config, role: Role, checkpoint: Path, keys: Path, api: dict[str, Any], metrics_folder: Path
+) -> Application:
+    """The replicas as Serve is to run them."""
+    from ray import serve
+
     environment = {"PROMETHEUS_MULTIPROC_DIR": str(metrics_folder), "OMP_NUM_THREADS": str(role.threads)}
     deployment = serve.deployment(
         serve.ingress()(Replica),
@@ -249,14 +276,29 @@ def _deploy(
         health_check_timeout_s=3,
         graceful_shutdown_timeout_s=5,
         graceful_shutdown_wait_loop_s=0.2,
-        logging_config=quiet,
+        logging_config=_quiet(),
     )
-    app = deployment.bind(
+    return deployment.bind(
         config.model_dump(mode="json"), str(checkpoint.absolute()), str(keys.absolute()), api, role.threads
     )
-    target = serve.RunTarget(app, name=_APP, route_prefix="/", logging_config=quiet)
+
+
+def _quiet() -> LoggingConfig:
+    from ray.serve.schema import LoggingConfig
+
+    return LoggingConfig(log_level="WARNING", enable_access_log=False)
+
+
+def _deploy(bound: Application, replicas: int, address: EndpointAddress) -> None:
+    """Starts Serve and the replicas, and waits for them."""
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # importing it sets INFO
+    serve.start(http_options=HTTPOptions(host=address.host, port=address.port), logging_config=_quiet())
+    target = serve.RunTarget(bound, name=_APP, route_prefix="/", logging_config=_quiet())
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-    _await_replicas(config.replicas)
+    _await_replicas(replicas)
 
 
 def _await_replicas(count: int) -> None:
