@@ -187,8 +187,11 @@ def test_a_session_attaches_and_leaves_it_running(head: Head) -> None:
 
 
 def test_nobody_there(home: Path, job: Path) -> None:
-    with pytest.raises(MachineError, match="no Ray cluster answers at"):
-        submit(job, None, [], address=f"http://127.0.0.1:{free_port()}", on_line=print)
+    # In a process of its own: submitting has Ray read its environment again, and this session's Ray must not.
+    command = [sys.executable, "-m", "raymill.cli", "submit", str(job), "--address", f"http://127.0.0.1:{free_port()}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "no Ray cluster answers at" in done.stderr
 
 
 def test_a_wrong_cluster_setting_is_told_before_anything_is_sent(home: Path, job: Path) -> None:
