@@ -8,18 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from raymill.cluster import session
-
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A user who never ran raymill; the real environment and temporary folders are out of reach."""
-    before = dict(os.environ)
     for name in list(os.environ):
-        if name.startswith("RAY_") or name == "XDG_STATE_HOME":
-            del os.environ[name]
-    os.environ["HOME"] = str(tmp_path)
+        if name.startswith("RAY_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    before = dict(os.environ)
     yield tmp_path
-    os.environ.clear()
-    os.environ.update(before)
-    session.set_environment(foreign=False)  # Ray keeps what it read; the session's own cluster needs its token again
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
