@@ -8,16 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from raymill.cluster import session
+
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user who never ran raymill; the real environment and temporary folders are out of reach."""
-    for name in list(os.environ):
-        if name.startswith("RAY_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    """A user who never ran raymill; the real environment is out of reach.
+
+    A Ray that other tests left running in this process keeps the token it has read: told to read again here, it would
+    find none and end the process.
+    """
+    monkeypatch.setattr(session, "_read_again", lambda: None)
     before = dict(os.environ)
+    for name in list(os.environ):
+        if name.startswith("RAY_") or name == "XDG_STATE_HOME":
+            del os.environ[name]
+    os.environ["HOME"] = str(tmp_path)
     yield tmp_path
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
+    os.environ.clear()
+    os.environ.update(before)

@@ -42,8 +42,7 @@ def test_two_first_runs_at_once_agree(home: Path) -> None:
 @pytest.mark.parametrize(
     ("foreign", "theirs", "expected"), [(False, True, "ours"), (True, True, "theirs"), (True, False, "ours")]
 )
-def test_which_token(home: Path, monkeypatch: pytest.MonkeyPatch, foreign: bool, theirs: bool, expected: str) -> None:
-    monkeypatch.setattr(session.sys, "modules", {})
+def test_which_token(home: Path, foreign: bool, theirs: bool, expected: str) -> None:
     rays = home / ".ray" / "auth_token"
     if theirs:
         rays.parent.mkdir()
@@ -55,7 +54,6 @@ def test_which_token(home: Path, monkeypatch: pytest.MonkeyPatch, foreign: bool,
 
 @pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
 def test_the_users_own_token_stays(home: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(session.sys, "modules", {})
     monkeypatch.setenv(name, "mine")
     session.set_environment(foreign=True)
     assert [os.environ.get(each) for each in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")].count("mine") == 1

@@ -161,8 +161,13 @@ def set_environment(*, foreign: bool) -> None:
     if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         theirs = Path.home() / ".ray" / "auth_token"
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(theirs if foreign and theirs.exists() else ensure_token())
+    _read_again()
+
+
+def _read_again() -> None:
+    """Ray reads the environment when it is imported, and keeps what it read."""
     raylet: Any = sys.modules.get("ray._raylet")
-    if raylet is not None:  # it read the environment when ray was imported, and keeps what it read
+    if raylet is not None:
         raylet.Config.initialize("")
         raylet.AuthenticationTokenLoader.instance().reset_cache()
 
