@@ -14,10 +14,14 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import openai
 import pytest
+
+from raymill.runs import read_live
 
 JOB = """
 name: line
@@ -51,6 +55,7 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.started: list[subprocess.Popen[str]] = []
         (folder / "texts").mkdir()
         library = Path(sysconfig.get_paths()["stdlib"])
         for module in sorted(library.glob("*.py"))[:60]:
@@ -63,7 +68,19 @@ class Place:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "raymill.cli", *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=self.folder, preexec_fn=_as_in_a_terminal, **pipes)
+        process = subprocess.Popen(command, cwd=self.folder, preexec_fn=_as_in_a_terminal, **pipes)
+        self.started.append(process)
+        return process
+
+    def clean_up(self) -> None:
+        """Nothing of a test that failed may stay up."""
+        for process in self.started:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        live = read_live(self.folder / "runs" / "line")
+        if live is not None:
+            os.kill(live.pid, signal.SIGKILL)
 
     def run_command(self, *arguments: str) -> list[str]:
         return ["run", "job.yaml", "--set", f"cluster.endpoint.port={self.port}", *arguments]
@@ -82,8 +99,10 @@ def _as_in_a_terminal() -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return Place(tmp_path_factory.mktemp("line"))
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    place = Place(tmp_path_factory.mktemp("line"))
+    yield place
+    place.clean_up()
 
 
 def read_until(process: subprocess.Popen[str], mark: str) -> str:

@@ -113,9 +113,10 @@ def plan(
             print(f"      {workers} {stage.ROLE} worker{'s' if workers > 1 else ''}: {needs}")
     if write is not None:
         from raymill.cluster.launch import render
+        from raymill.config import dump
 
         write.mkdir(parents=True, exist_ok=True)
-        for name, text in render(config, str(job)).items():
+        for name, text in render(config, dump(loaded)).items():
             (write / name).write_text(text, encoding="utf-8")
             print(f"wrote {write / name}")
     pipeline.preflight(loaded, cluster, [step for step in steps if step.name != "serve"])

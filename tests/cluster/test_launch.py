@@ -20,7 +20,7 @@ from raymill.errors import ConfigError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 AUTOSCALER = Path(ray.__file__).parent / "autoscaler"
-JOB = str(ROOT / "jobs" / "tiny.yaml")
+JOB = (ROOT / "jobs" / "tiny.yaml").read_text()
 MACHINES = ["aws", "gcp", "azure", "on_premise"]
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -219,7 +219,7 @@ def pods(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_the_job_that_travels_is_the_job(tmp_path: Path) -> None:
     files, job = resources()["rayjob.yaml"]
-    assert files["data"]["job.yaml"] == Path(JOB).read_text()
+    assert files["data"]["job.yaml"] == JOB
     (tmp_path / "cluster.yaml").write_text(files["data"]["cluster.yaml"])
     assert load(ClusterConfig, tmp_path / "cluster.yaml") == place("kubernetes")
     assert "/etc/raymill/job.yaml --on /etc/raymill/cluster.yaml" in job["spec"]["entrypoint"]
@@ -244,7 +244,7 @@ def test_a_changed_file_has_another_name() -> None:
 
 def test_a_job_that_does_not_serve_has_no_service(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("name: x\nprepare: {}\n")
-    assert list(render(place("kubernetes"), str(tmp_path / "job.yaml"))) == ["raycluster.yaml", "rayjob.yaml"]
+    assert list(render(place("kubernetes"), (tmp_path / "job.yaml").read_text())) == ["raycluster.yaml", "rayjob.yaml"]
 
 
 def test_without_a_job_there_is_only_the_cluster() -> None:

@@ -58,14 +58,13 @@ def ray_job(config: ClusterConfig, job: str) -> list[Tree]:
 def ray_service(config: ClusterConfig, job: str) -> Tree:
     """The endpoint of the job's run, kept up and upgraded by KubeRay."""
     tree = yaml.safe_load(job)
-    assert "serve" in tree
     application = {
         "name": "raymill",
         "route_prefix": "/",
         "import_path": "raymill.stages.serve:application",
         "args": {
-            "run_folder": f"{config.storage}/{tree.get('name', 'job')}",
-            "serve": tree.get("serve") or {},
+            "run_folder": f"{config.storage}/{tree['name']}",
+            "serve": tree["serve"],
             "role": config.roles.serve.model_dump(mode="json"),
         },
     }

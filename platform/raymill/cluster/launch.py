@@ -9,7 +9,6 @@ Nothing is sent anywhere and no secret is written into a file.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,8 +18,8 @@ from raymill.cluster.config import ClusterConfig
 from raymill.errors import UsageError
 
 
-def render(config: ClusterConfig, job_path: str | None) -> dict[str, str]:
-    """File name to YAML text; UsageError for a place that needs no launcher or a job that cannot be read."""
+def render(config: ClusterConfig, job: str | None) -> dict[str, str]:
+    """File name to YAML text; `job` is a job file's text. UsageError for a place that needs no launcher."""
     if config.provider == "local":
         raise UsageError(
             f"cluster {config.name} is this machine and needs no launcher",
@@ -29,19 +28,11 @@ def render(config: ClusterConfig, job_path: str | None) -> dict[str, str]:
     if config.provider != "kubernetes":
         return {"launcher.yaml": _text(vms.STORY, [vms.launcher(config)])}
     files = {"raycluster.yaml": _text(kubernetes.CLUSTER_STORY, [kubernetes.ray_cluster(config)])}
-    if job_path is not None:
-        job = _read(Path(job_path))
+    if job is not None:
         files["rayjob.yaml"] = _text(kubernetes.JOB_STORY, kubernetes.ray_job(config, job))
-        if "serve" in yaml.safe_load(job):
+        if yaml.safe_load(job).get("serve") is not None:
             files["rayservice.yaml"] = _text(kubernetes.SERVICE_STORY, [kubernetes.ray_service(config, job)])
     return files
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read", why=str(error), fix="name a job file") from None
 
 
 class _Dumper(yaml.SafeDumper):
