@@ -176,6 +176,10 @@ def test_a_long_value_is_cut(file: Path) -> None:
         ("x: &x [*x]\n", "1"),
         ("x: " + "[" * 3000, "1"),
         ("needed: \x07\n", "1"),
+        ("steps: 3\nneeded: 2024-13-45\n", "2"),
+        ("needed: a\nsteps: !!int ''\n", "2"),
+        ("needed: !!timestamp soon\n", "1"),
+        ("needed: !!bool maybe\n", "1"),
     ],
 )
 def test_not_a_settings_file(file: Path, text: str, line: str) -> None:
@@ -222,6 +226,7 @@ def test_the_last_override_of_a_key_wins() -> None:
         ("optimizer.learnin_rate=3", "did you mean learning_rate?"),
         ("steps.x=3", "steps is a single value"),
         ("steps={", "is not a YAML value"),
+        ("title=2024-13-45", "is not a YAML value"),
         ("steps=many", 'steps = "many"'),
         ("title.x=3", 'title = {"x": 3}'),
         ("optimizer={nam: sgd}", "did you mean name?"),

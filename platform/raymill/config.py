@@ -45,6 +45,14 @@ Key = tuple[str | int, ...]
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads `3e-4` as text; here it is the number everyone means."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As YAML has it, but a value that only looks like a date or number is an error with its line."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, OverflowError) as error:
+            what = f"{str(node.value)[:60]!r} is no {node.tag.rpartition(':')[2]} ({str(error)[:100]})"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from None
+
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",

@@ -106,6 +106,13 @@ def test_folders_of_dead_sessions_are_removed(temp: Path) -> None:
     os.close(session._session_lock or 0)
 
 
+def test_storage_is_a_folder(home: Path) -> None:
+    assert ClusterConfig(storage="~/runs").storage == str(home / "runs")
+    for wrong in ("s3://bucket/runs", "~nobody-of-this-name/runs"):
+        with pytest.raises(ValueError, match=r"; fix: .*path"):
+            ClusterConfig(storage=wrong)
+
+
 def test_nothing_listens_there(home: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

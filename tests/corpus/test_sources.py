@@ -84,3 +84,26 @@ def test_the_fingerprint_changes_with_a_file(folder: Path) -> None:
     touched = fingerprint(list_files([str(folder)]))
     (folder / "z.txt").write_text("new")
     assert len({before, touched, fingerprint(list_files([str(folder)]))}) == 3
+
+
+def test_a_name_that_is_not_utf8_is_told(folder: Path) -> None:
+    (folder / os.fsdecode(b"caf\xe9.jpg")).write_text("no text, so nobody minds its name")
+    assert len(names([str(folder)])) == 5
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text("x")
+    with pytest.raises(DataError, match=r"the name .*caf\\xe9\.txt is not UTF-8"):
+        list_files([str(folder)])
+
+
+def test_a_folder_that_cannot_be_listed_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"deep cannot be read(.|\n)*Permission denied(.|\n)*chmod"):
+        list_files([str(folder)])
+    with pytest.raises(DataError, match="File name too long"):
+        list_files(["x" * 300])

@@ -5,9 +5,10 @@ A job says WHAT (two train workers); this says WHERE and how large one worker is
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raymill.config import Config
 
@@ -104,7 +105,7 @@ class ClusterConfig(Config):
     address: str | None = None
     """A running Ray cluster to use: `host:6379`, or `auto` for the one this process runs inside."""
     storage: str = "runs"
-    """Folder for runs and their artifacts; every machine must see it under this path, so a shared file system."""
+    """Folder for runs and their artifacts; every machine must see it under this path, so a shared file system; ~ is the home."""
     endpoint: EndpointAddress = EndpointAddress()
     """Where the HTTP API listens."""
     roles: Roles = Roles()
@@ -132,6 +133,18 @@ class ClusterConfig(Config):
     idle_timeout_min: Annotated[float, Field(gt=0, le=1440)] = 5
     """Minutes a machine may idle before the autoscaler gives it back."""
 
+    @field_validator("storage")
+    @classmethod
+    def _a_folder(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError(
+                f"{value} must be a folder that every machine sees, for now; fix: mount it and give the mounted path"
+            )
+        try:
+            return str(Path(value).expanduser())
+        except RuntimeError:
+            raise ValueError(f"{value} begins with no user's home; fix: give the whole path") from None
+
     @model_validator(mode="after")
     def _needs_of_provider(self) -> ClusterConfig:
         needs = {"aws": ("region",), "gcp": ("region", "zone", "project"), "azure": ("region", "project")}
@@ -139,7 +152,7 @@ class ClusterConfig(Config):
         missing = [name for name in needs.get(self.provider, ()) if getattr(self, name) is None]
         if missing:
             raise ValueError(f"provider {self.provider} needs {', '.join(missing)}; fix: add them to the cluster file")
-        if self.provider != "local" and not (self.storage.startswith("/") or "://" in self.storage):
+        if self.provider != "local" and not self.storage.startswith("/"):
             raise ValueError(
                 f"storage {self.storage} is relative; fix: give the path every machine sees, such as /mnt/raymill/runs"
             )

@@ -67,13 +67,20 @@ class InputShard:
 def list_files(sources: Sequence[str]) -> list[SourceFile]:
     """Every file of the sources, by source and then by name; a file that two sources reach counts once.
 
-    Raises UsageError for a path that does not exist and DataError for a source that holds no file we can read.
+    Raises UsageError for a path that does not exist and DataError for a source that holds no file we can read, that may
+    not be listed, or that has a file whose name is not UTF-8.
     """
     files: list[SourceFile] = []
     seen: set[str] = set()
     for number, source in enumerate(sources):
         prefix = f"{number}/" if len(sources) > 1 else ""
-        found = [file for file in _list_source(source, prefix) if os.path.realpath(file.path) not in seen]
+        try:
+            listed = _list_source(source, prefix)
+        except OSError as error:
+            fix = "make it readable (chmod -R u+rX), or name sources beside it"
+            where = "prepare.sources"
+            raise DataError(f"{error.filename} cannot be read", where=where, why=error.strerror, fix=fix) from None
+        found = [file for file in listed if os.path.realpath(file.path) not in seen]
         seen.update(os.path.realpath(file.path) for file in found)
         files += sorted(found, key=lambda file: file.name)
     return files
@@ -152,12 +159,16 @@ def _expand(pattern: Path) -> list[tuple[str, Path]]:
 
 def _walk(folder: Path, root: Path) -> Iterator[tuple[str, Path]]:
     """Visible files below a folder, without following links to folders; __pycache__ and the like hold no text."""
-    for current, folders, names in os.walk(folder):
+    for current, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
         for name in sorted(names):
             path = Path(current, name)
             if not name.startswith(".") and path.is_file():
                 yield path.relative_to(root).as_posix(), path
+
+
+def _refuse(error: OSError) -> None:
+    raise error  # os.walk would leave the folder out without a word
 
 
 def _describe(name: str, path: Path) -> SourceFile | None:
@@ -168,7 +179,19 @@ def _describe(name: str, path: Path) -> SourceFile | None:
         packing = _PACKINGS[suffixes.pop()]
     if not suffixes or suffixes[-1] not in _FORMATS:
         return None
+    if not _is_utf8(str(path.absolute())):  # it could stand in no id, table or message
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        why = "documents are named after their file"
+        raise DataError(f"the name {shown} is not UTF-8", where="prepare.sources", why=why, fix="rename it")
     return SourceFile(name, str(path.absolute()), _FORMATS[suffixes[-1]], packing, *_state(path))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _state(path: Path) -> tuple[int, int]:
