@@ -40,7 +40,7 @@ tune:
   num_trials: 2
   steps: 6
   first_rung_steps: 3
-evaluate: {max_sequences: 64}
+evaluate: {}
 compress: {max_quality_loss: 0.05}
 serve: {replicas: 2}
 monitor: {}
@@ -126,7 +126,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_an_endpoint(place: Place)
     killed = place.start(*place.run_command())
     read_until(killed, "] tokenize")
     deadline = time.monotonic() + 120
-    while not list(place.folder.glob("runs/line/train-*.partial/checkpoints/step-*")):
+    while not list(place.folder.glob("runs/line/train-*.partial/.work/checkpoints/step-*")):
         assert time.monotonic() < deadline and killed.poll() is None
         time.sleep(0.02)
     os.kill(killed.pid, signal.SIGKILL)

@@ -70,6 +70,20 @@ def test_an_empty_job_and_a_search_without_train_are_refused(job_path: Path) -> 
         pipeline.load_job(job_path)
 
 
+def test_a_search_over_a_setting_that_is_not_there_is_refused_with_the_file(job_path: Path) -> None:
+    with job_path.open("a") as file:
+        file.write("tune: {space: {optimizer.learnin_rate: {choice: [1.0]}}}\n")
+    with pytest.raises(ConfigError, match="learnin_rate is not a setting") as error:
+        pipeline.load_job(job_path)
+    assert "tune.space" in str(error.value) and "did you mean learning_rate?" in str(error.value)
+
+
+def test_given_artifacts_begin_the_line_instead_of_the_job(job_path: Path, tmp_path: Path) -> None:
+    job = pipeline.load_job(job_path, ["serve={}"])
+    (step,) = pipeline.plan(job, ClusterConfig(), ["serve"], {"checkpoint": tmp_path / "compress-12345678"})
+    assert step.inputs == {"checkpoint": tmp_path / "compress-12345678"}
+
+
 def test_start_from_gives_the_kind_it_names(job_path: Path, tokens: Artifact) -> None:
     job_path.write_text(f"name: x\nstart_from: {tokens.path}\ntrain: {{}}\n")
     (step,) = pipeline.plan(pipeline.load_job(job_path), ClusterConfig())
@@ -83,12 +97,12 @@ def test_a_cluster_that_cannot_fit_the_job_says_so_before_anything_runs(job_path
     job = pipeline.load_job(job_path, ["train.num_workers=500", "train.global_batch_size=4000"])
     place = Cluster(ClusterConfig())
     with pytest.raises(CapacityError, match="500 train workers do not fit on cluster laptop") as error:
-        pipeline.preflight(job, place, pipeline.plan(job, place.config))
+        pipeline.check_capacity(job, place, pipeline.plan(job, place.config))
     assert "500 CPUs" in str(error.value) and error.value.exit_code == 2
     job = pipeline.load_job(job_path)
     gpu = Cluster(ClusterConfig(roles=Roles(train=Role(gpus_per_worker=8))))
     with pytest.raises(CapacityError, match="GPUs"):
-        pipeline.preflight(job, gpu, pipeline.plan(job, gpu.config))
+        pipeline.check_capacity(job, gpu, pipeline.plan(job, gpu.config))
     assert not (job_path.parent / "runs").exists()
 
 

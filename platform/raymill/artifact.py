@@ -28,6 +28,8 @@ from raymill.errors import ArtifactError
 
 Kind = Literal["corpus", "tokens", "checkpoint", "trials", "scores", "endpoint", "monitor"]
 MANIFEST = "manifest.json"
+WORK = ".work"
+_CLOCK = f"{WORK}/clock"
 
 
 class FileEntry(Config):
@@ -138,8 +140,9 @@ def sha256_file(path: Path) -> str:
 
 
 def list_files(folder: Path) -> tuple[FileEntry, ...]:
-    """An entry for every file below `folder` but its manifest, sorted by path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    """An entry for every file below `folder` but its manifest and unfinished work, sorted by path."""
+    left_out = (folder / MANIFEST, folder / WORK)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not any(map(path.is_relative_to, left_out)))
     return tuple(
         FileEntry(path=file.relative_to(folder).as_posix(), size_bytes=file.stat().st_size, sha256=sha256_file(file))
         for file in files
@@ -201,12 +204,18 @@ def sync(path: Path) -> None:
 
 
 class Draft:
-    """An artifact in the making. Work done in it survives a kill; `publish` makes it an artifact at one stroke."""
+    """An artifact in the making: `path` holds what will be published, `path/.work` what is needed until then.
+
+    Both survive a kill. Nothing in the work folder may be given up before `publish` has renamed the draft: a stage
+    copies its results out, so that one killed at its last moment finds everything again.
+    """
 
     def __init__(self, final: Path) -> None:
         self.final = final
         self.path = final.with_name(final.name + ".partial")
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.work = self.path / WORK
+        self.work.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.path.chmod(0o700)
         self._earlier_s = self._read_clock()
         self._started = time.monotonic()
 
@@ -217,13 +226,12 @@ class Draft:
 
     def checkpoint_clock(self) -> None:
         """Keeps the seconds worked so far, so that a killed attempt still counts in `duration_s`."""
-        write_atomic(self._clock, json.dumps(self.elapsed_s))
+        write_atomic(self.path / _CLOCK, json.dumps(self.elapsed_s))
 
     def publish(
         self, kind: Kind, stage: str, *, config: Config, inputs: dict[str, str], summary: str, figures: dict[str, Any]
     ) -> Artifact:
-        """Hashes every file, writes the manifest last and renames the folder into place."""
-        self._clock.unlink(missing_ok=True)
+        """Hashes every file, writes the manifest last, renames the folder into place and removes the work folder."""
         for torn in self.path.rglob(".*.tmp"):  # what a kill left of write_atomic
             torn.unlink()
         manifest = Manifest(
@@ -243,15 +251,11 @@ class Draft:
             shutil.rmtree(self.final)
         self.path.rename(self.final)
         sync(self.final.parent)
+        shutil.rmtree(self.final / WORK)
         return Artifact(self.final, manifest)
-
-    @property
-    def _clock(self) -> Path:
-        # Beside the draft, not inside: nothing of it may end up in the artifact.
-        return self.final.with_name(f".{self.final.name}.clock")
 
     def _read_clock(self) -> float:
         try:
-            return float(self._clock.read_text())
+            return float((self.path / _CLOCK).read_text())
         except (FileNotFoundError, ValueError):
             return 0.0

@@ -15,6 +15,7 @@ Anything else that reaches the user is a bug of ours and keeps its traceback.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +100,20 @@ class RequestError(RaymillError):
 
 class QualityError(RaymillError):
     pass
+
+
+def error_to_json(error: RaymillError) -> str:
+    """An error as text, for a process that outlives the one that met it."""
+    values = {"what": error.what, "fix": error.fix, "where": error.where, "why": error.why}
+    return json.dumps({"type": type(error).__name__, **values})
+
+
+def error_from_json(text: str) -> RaymillError:
+    """The inverse; an error with more fields than the four comes back as its parent."""
+    values = json.loads(text)
+    kinds = (UsageError, CapacityError, DataError, ArtifactError, MachineError, QualityError)
+    kind = {each.__name__: each for each in kinds}.get(values.pop("type"), RaymillError)
+    return kind(**values)
 
 
 def _rebuild(cls: type[RaymillError], state: dict[str, Any], args: tuple[Any, ...]) -> RaymillError:

@@ -31,6 +31,7 @@ from raymill.stages.serve import preflight as preflight_serve
 from raymill.stages.tokenize import Config as TokenizeConfig
 from raymill.stages.train import Config as TrainConfig
 from raymill.stages.tune import Config as TuneConfig
+from raymill.stages.tune import check_space
 from raymill.telemetry.progress import Progress
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class Job(config.Config):
             if self.train is None:
                 raise ValueError("tune has nothing to start its trials from; fix: add train to the job, or tune.train")
             object.__setattr__(self, "tune", self.tune.model_copy(update={"train": self.train}))
+        if self.tune is not None:
+            check_space(self.tune)
         if not self.stages():
             raise ValueError(f"the job has no stage; fix: add one of {', '.join(STAGE_NAMES)}")
         return self
@@ -138,11 +141,19 @@ def run_folder(job: Job, cluster: ClusterConfig) -> Path:
     return Path(cluster.storage) / job.name
 
 
-def plan(job: Job, cluster: ClusterConfig, stages: Sequence[str] | None = None) -> list[Step]:
-    """The steps of a job and what of them is done, without running anything."""
+def plan(
+    job: Job,
+    cluster: ClusterConfig,
+    stages: Sequence[str] | None = None,
+    given: Mapping[Kind, Path] | None = None,
+) -> list[Step]:
+    """The steps of a job and what of them is done, without running anything.
+
+    `given` are artifacts to begin with; without it, the one that the job's `start_from` names.
+    """
     folder = run_folder(job, cluster)
     names = job.stages() if stages is None else list(stages)
-    given = _start_artifacts(job, cluster)
+    given = _start_artifacts(job, cluster) if given is None else given
     _check_line(names, set(given))
     paths: dict[Kind, Path] = dict(given)
     steps = []
@@ -166,14 +177,12 @@ def plan(job: Job, cluster: ClusterConfig, stages: Sequence[str] | None = None) 
     return steps
 
 
-def preflight(job: Job, cluster: Cluster, steps: Sequence[Step]) -> None:
-    """What can be known to fail is said before the first stage starts."""
+def check_capacity(job: Job, cluster: Cluster, steps: Sequence[Step]) -> None:
+    """CapacityError when the workers of a stage can never run at once; UsageError when a batch cannot be shared out."""
     for step in steps:
         if not step.cached:
-            role = step.stage.ROLE
-            cluster.check_fits(role, step.stage.demand(job.of(step.name)).workers, step.name)
-        if step.name == "serve":
-            preflight_serve(job.of("serve"), cluster.config)
+            workers = step.stage.demand(job.of(step.name)).workers
+            cluster.check_fits(step.stage.ROLE, workers, step.name)
     if job.train is not None:
         job.train.check_layout(job.train.num_workers)
 
@@ -183,6 +192,7 @@ def run(
     cluster: Cluster,
     *,
     stages: Sequence[str] | None = None,
+    given: Mapping[Kind, Path] | None = None,
     on_start: Callable[[Step], None],
     on_result: Callable[[Result], None],
     while_live: Callable[[Result], None],
@@ -190,14 +200,17 @@ def run(
     """Runs what is not done. Every artifact is on disk, complete, before `on_result` hears of it.
 
     When the job serves, `while_live` is called last, with the endpoint's result and the run still locked; the endpoint
-    is up until it returns.
+    is up until it returns. With `given` artifacts only a part of the job runs, and the run's settings stay as they are.
     """
-    steps = plan(job, cluster.config, stages)
+    check_capacity(job, cluster, plan(job, cluster.config, stages, given))  # before the run's folder is made
     folder = run_folder(job, cluster.config)
     with locked(folder):
-        preflight(job, cluster, steps)
-        write_atomic(folder / "run.yaml", config.dump(job))
-        write_atomic(folder / "cluster.yaml", config.dump(cluster.config))
+        steps = plan(job, cluster.config, stages, given)  # again: another process may have finished some
+        if any(step.name == "serve" for step in steps):
+            preflight_serve(job.of("serve"), cluster.config)
+        if given is None:
+            write_atomic(folder / "run.yaml", config.dump(job))
+            write_atomic(folder / "cluster.yaml", config.dump(cluster.config))
         live: Result | None = None
         made: dict[Path, Artifact] = {}
         try:
@@ -246,7 +259,7 @@ def _start_artifacts(job: Job, cluster: ClusterConfig) -> dict[Kind, Path]:
     """The artifact that `start_from` names, by kind."""
     if job.start_from is None:
         return {}
-    path = Path(job.start_from)
+    path = Path(job.start_from).expanduser()
     if not (path / MANIFEST).exists():
         run_name, _, stage = job.start_from.rpartition("/")
         found = [each for each in artifacts(Path(cluster.storage) / run_name) if each.manifest.stage == stage]

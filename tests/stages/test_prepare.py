@@ -119,7 +119,7 @@ def test_kill_9_and_go_on(corpus: Artifact, sources: Path, cluster: Cluster, tmp
     command = [sys.executable, "-c", KILLED, str(tmp_path / "run"), config.model_dump_json()]
     (tmp_path / "run").mkdir()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    work = tmp_path / "run" / "prepare-00000000.partial" / "work"
+    work = tmp_path / "run" / "prepare-00000000.partial" / ".work"
     deadline = time.monotonic() + 120
     while not list(work.glob("clean-*.json")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1].decode()

@@ -9,13 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from raymill.artifact import Artifact, open_artifact
+from raymill.cluster.config import ClusterConfig
 from raymill.cluster.session import Cluster
+from raymill.config import Config
 from raymill.errors import DataError, UsageError
 from raymill.model.config import ModelConfig
+from raymill.model.transformer import Transformer
+from raymill.model.weights import save_model
 from raymill.stages import train
 from raymill.stages.contract import Inputs
+from raymill.training.loop import Hooks
+from raymill.training.loop import train as train_model
+from raymill.training.parallel import Worker
 
 CONFIG = train.Config(
     model=ModelConfig(num_layers=1, model_dim=32, num_heads=2, num_kv_heads=1, hidden_dim=48, max_seq_len=32),
@@ -74,7 +82,7 @@ def test_a_killed_worker_changes_no_bit(
     }
     given = inputs("train-killed", tokens)
     victims: list[int] = []
-    killer = kill_a_worker_after(given.draft.path / "metrics.jsonl", 25, victims)
+    killer = kill_a_worker_after(given.draft.work / "metrics.jsonl", 25, victims)
     killed = train.run(CONFIG, given, cluster)
     killer.join()
     assert len(victims) == 1
@@ -82,7 +90,43 @@ def test_a_killed_worker_changes_no_bit(
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert killed.file(name).read_bytes() == whole.file(name).read_bytes()
     assert open_artifact(killed.path, "checkpoint").figures["train_tokens"] == 60 * 8 * 32
-    assert not list((tmp_path / "run").glob(".ray*"))
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"train-00000000", "train-killed-00000000"}
+
+
+def test_a_kill_at_the_last_moment_costs_no_training(
+    tokens: Artifact, inputs: Callable[..., Inputs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fits in one process: the finished checkpoint is there, the publishing was cut short."""
+    config = CONFIG.model_copy(update={"num_workers": 1, "steps": 4})
+    given = inputs("train", tokens)
+    device = torch.device("cpu")
+    hooks = Hooks(validate=train.validator(config, tokens.path, device))
+    train_model(config, tokens.path, given.draft.work, Worker(0, 1, device), hooks)
+    place = Cluster(ClusterConfig())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("raymill.artifact.sync_folder", interrupt)
+        train.run(config, given, place)
+    made = train.run(config, inputs("train", tokens), place)
+    assert made.figures["train_tokens"] == 4 * 8 * 32 and not place.connected
+
+
+def interrupt(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_start_from_another_shape_or_tokenizer_is_refused(tokens: Artifact, inputs: Callable[..., Inputs]) -> None:
+    def checkpoint(name: str, layers: int, tokenizer: bytes) -> Artifact:
+        draft = inputs(name).draft
+        model = Transformer(CONFIG.model.model_copy(update={"num_layers": layers}), tokens.figures["vocab_size"])
+        save_model(draft.path, model, end_id=0)
+        (draft.path / "tokenizer.json").write_bytes(tokenizer)
+        return draft.publish("checkpoint", "train", config=Config(), inputs={}, summary="", figures={})
+
+    ours = tokens.file("tokenizer.json").read_bytes()
+    with pytest.raises(UsageError, match="is not of the shape"):
+        train.run(CONFIG, inputs("train", tokens, checkpoint("a", 2, ours)), None)
+    with pytest.raises(UsageError, match="trained with another tokenizer"):
+        train.run(CONFIG, inputs("train", tokens, checkpoint("b", 1, ours + b" ")), None)
 
 
 def test_too_few_tokens_are_said_before_any_worker_starts(tokens: Artifact, inputs: Callable[..., Inputs]) -> None:

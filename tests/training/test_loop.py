@@ -19,7 +19,7 @@ from raymill.training.parallel import Worker
 ALONE = Worker(0, 1, torch.device("cpu"))
 
 
-def no_validation(model: torch.nn.Module) -> dict[str, float]:
+def no_validation(model: torch.nn.Module, max_sequences: int | None) -> dict[str, float]:
     return {"loss_nats": 0.0, "bits_per_byte": 0.0, "accuracy": 0.0}
 
 
@@ -43,6 +43,19 @@ def test_it_learns_the_pattern(config: TrainingConfig, tokens: Path, tmp_path: P
     train(config, tokens, tmp_path, ALONE, HOOKS)
     losses = [row[1] for row in curve(tmp_path)]
     assert losses[0] > 4.0 and losses[-1] < 0.6 * losses[0]
+
+
+def test_validations_on_the_way_are_short_and_the_last_is_whole(
+    config: TrainingConfig, tokens: Path, tmp_path: Path
+) -> None:
+    asked: list[int | None] = []
+
+    def validate(model: torch.nn.Module, max_sequences: int | None) -> dict[str, float]:
+        asked.append(max_sequences)
+        return {}
+
+    train(config, tokens, tmp_path, ALONE, replace(HOOKS, validate=validate))
+    assert asked == [4, None]
 
 
 def test_every_step_and_checkpoint_is_told_once(config: TrainingConfig, tokens: Path, tmp_path: Path) -> None:
@@ -89,13 +102,7 @@ def _train_until_killed(config: TrainingConfig, tokens: Path, folder: Path, kill
 
 
 def test_two_workers_reach_the_weights_of_one(config: TrainingConfig, tokens: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_ddp_worker, args=(rank, config, tokens, tmp_path)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-        assert worker.exitcode == 0
+    _run_workers(2, config, tokens, tmp_path, None)
     alone = train(config, tokens, tmp_path / "alone", ALONE, HOOKS)
     state = torch.load(tmp_path / "ddp.pt", weights_only=True)
     for name, parameter in alone.named_parameters():
@@ -105,10 +112,44 @@ def test_two_workers_reach_the_weights_of_one(config: TrainingConfig, tokens: Pa
         assert one[1] == pytest.approx(other[1], rel=1e-4)
 
 
-def _ddp_worker(rank: int, config: TrainingConfig, tokens: Path, folder: Path) -> None:
+def test_four_workers_killed_and_continued_end_with_the_same_bits(
+    config: TrainingConfig, tokens: Path, tmp_path: Path
+) -> None:
+    _run_workers(4, config, tokens, tmp_path / "whole", None)
+    _run_workers(4, config, tokens, tmp_path / "killed", 6)
+    _run_workers(4, config, tokens, tmp_path / "killed", None)
+    assert curve(tmp_path / "killed" / "ddp") == curve(tmp_path / "whole" / "ddp")
+    assert last_files(tmp_path / "killed" / "ddp") == last_files(tmp_path / "whole" / "ddp")
+
+
+def _run_workers(count: int, config: TrainingConfig, tokens: Path, folder: Path, kill_at: int | None) -> None:
+    """Trains with `count` gloo workers; rank 0 dies after step `kill_at`, and the others with it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "rendezvous").unlink(missing_ok=True)
+    context = multiprocessing.get_context("spawn")
+    arguments = (count, config, tokens, folder, kill_at)
+    workers = [context.Process(target=_ddp_worker, args=(rank, *arguments)) for rank in range(count)]
+    for worker in workers:
+        worker.start()
+    workers[0].join(120)
+    for worker in workers[1:]:
+        if kill_at is not None:
+            worker.kill()
+        worker.join(120)
+    expected = 0 if kill_at is None else -signal.SIGKILL
+    assert workers[0].exitcode == expected
+
+
+def _ddp_worker(rank: int, count: int, config: TrainingConfig, tokens: Path, folder: Path, kill_at: int | None) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    model = train(config, tokens, folder / "ddp", Worker.current(torch.device("cpu")), HOOKS)
+
+    def die(metrics: StepMetrics) -> None:
+        if metrics.step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=count)
+    hooks = replace(HOOKS, on_step=die)
+    model = train(config, tokens, folder / "ddp", Worker.current(torch.device("cpu")), hooks)
     if rank == 0:
         torch.save(dict(model.named_parameters()), folder / "ddp.pt")
     dist.destroy_process_group()

@@ -78,24 +78,29 @@ def evaluate_stream(
     batch_size: int,
     device: torch.device | None = None,
 ) -> Scores:
-    """Scores `forward` (ids_BT int64 -> logits_BTV) on the first `max_sequences` windows, or on the whole stream.
+    """Scores `forward` (ids_BT int64 -> logits_BTV) on the whole stream, or on `max_sequences` windows spread over it.
 
     The whole stream includes a shorter last window, so every token but the first is predicted exactly once.
     DataError when the stream has nothing to predict.
     """
-    windows = range(count_windows(stream, seq_len, max_sequences))
+    windows = choose_windows(stream, seq_len, max_sequences)
     return sum_windows(forward, stream, windows, seq_len=seq_len, batch_size=batch_size, device=device).scores(stream)
 
 
-def count_windows(stream: TokenStream, seq_len: int, max_sequences: int | None) -> int:
-    """Windows of the stream, the shorter last one included; DataError when there is nothing to predict."""
+def choose_windows(stream: TokenStream, seq_len: int, max_sequences: int | None) -> range:
+    """All windows of the stream, the shorter last one included, or at most `max_sequences` spread evenly over it.
+
+    DataError when there is nothing to predict.
+    """
     if len(stream) < 2:
         raise DataError(
             f"the {stream.split} split has {len(stream)} token(s): nothing to predict",
             fix="give prepare more text, or raise prepare.val_fraction",
         )
-    count = math.ceil((len(stream) - 1) / seq_len)
-    return count if max_sequences is None else min(count, max_sequences)
+    windows = range(math.ceil((len(stream) - 1) / seq_len))
+    if max_sequences is None or max_sequences >= len(windows):
+        return windows
+    return windows[:: len(windows) // max_sequences][:max_sequences]
 
 
 def sum_windows(
@@ -121,11 +126,11 @@ def sum_windows(
 def _batches(stream: TokenStream, seq_len: int, windows: range, batch_size: int) -> Iterator[Tensor]:
     """Windows of seq_len + 1 ids, the last id of one being the first of the next; the shorter last one comes alone."""
     whole = (len(stream) - 1) // seq_len
-    full = range(windows.start, min(windows.stop, whole))
-    for first in range(full.start, full.stop, batch_size):
-        numbers = range(first, min(first + batch_size, full.stop))
+    full = windows[:-1] if windows and windows[-1] >= whole else windows
+    for first in range(0, len(full), batch_size):
+        numbers = full[first : first + batch_size]
         yield torch.from_numpy(np.stack([stream.read(number * seq_len, seq_len + 1) for number in numbers]))
-    if windows.stop > whole:
+    if len(full) < len(windows):
         yield torch.from_numpy(stream.read(whole * seq_len, len(stream) - whole * seq_len))[None]
 
 

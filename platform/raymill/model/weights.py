@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -72,8 +71,3 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def write_config(folder: Path, values: dict[str, Any]) -> None:
     (folder / CONFIG).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-
-
-def default_device() -> torch.device:
-    """The GPU of this worker if it has one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -120,16 +120,16 @@ def _perplexities(
     config: Config, inputs: Inputs, stream: TokenStream, before: Transformer, after: Transformer
 ) -> tuple[float, float]:
     """Of both models over the same windows."""
-    from raymill.evaluation.perplexity import Sums, count_windows, sum_windows
+    from raymill.evaluation.perplexity import Sums, choose_windows, sum_windows
 
     length = before.config.max_seq_len
-    windows = count_windows(stream, length, config.max_sequences)
+    windows = choose_windows(stream, length, config.max_sequences)
     sums = [Sums(), Sums()]
-    for first in range(0, windows, config.batch_size):
-        part = range(first, min(first + config.batch_size, windows))
+    for first in range(0, len(windows), config.batch_size):
+        part = windows[first : first + config.batch_size]
         for which, model in enumerate((before, after)):
             sums[which] += sum_windows(model, stream, part, seq_len=length, batch_size=config.batch_size)
-        inputs.progress.update(part.stop, windows, "sequences")
+        inputs.progress.update(first + len(part), len(windows), "sequences")
     scores = [each.scores(stream) for each in sums]
     return scores[0].perplexity, scores[1].perplexity
 

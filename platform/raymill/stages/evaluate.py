@@ -41,8 +41,6 @@ _RANGE = 64
 class Config(Settings):
     """How the held-out split is scored."""
 
-    max_sequences: Annotated[int, Field(ge=1)] | None = None
-    """Sequences of the val split to score; none means all of it."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
     """Sequences scored at once by one worker."""
 
@@ -59,12 +57,12 @@ def source_state(config: Config) -> Any:
 def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     """Scores the checkpoint on the val split and publishes scores.json."""
     from raymill.dataset.shards import TokenStream
-    from raymill.evaluation.perplexity import Sums, count_windows
+    from raymill.evaluation.perplexity import Sums, choose_windows
     from raymill.model.weights import read_config
 
     checkpoint, tokens = inputs["checkpoint"], inputs["tokens"]
     stream = TokenStream(tokens.path, "val")
-    windows = count_windows(stream, read_config(checkpoint.path)["max_position_embeddings"], config.max_sequences)
+    windows = len(choose_windows(stream, read_config(checkpoint.path)["max_position_embeddings"], None))
     ranges = [range(first, min(first + _RANGE, windows)) for first in range(0, windows, _RANGE)]
     work = partial(
         _score,
@@ -72,6 +70,7 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
         tokens=tokens.path.absolute(),
         batch_size=config.batch_size,
         threads=cluster.config.roles.data.threads,
+        gpu=cluster.config.roles.data.gpus_per_worker > 0,
     )
     sums: dict[int, Sums] = {}
     for first, part in map_items(cluster, work, ranges):
@@ -94,24 +93,24 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     return inputs.publish("evaluate", GIVES, config, summary, figures)
 
 
-def _score(windows: range, model: Path, tokens: Path, batch_size: int, threads: int) -> tuple[int, Sums]:
+def _score(windows: range, model: Path, tokens: Path, batch_size: int, threads: int, gpu: bool) -> tuple[int, Sums]:
     """Runs in a Ray Data worker: the sums over some windows, with the first window's number."""
     import torch
 
     from raymill.evaluation.perplexity import sum_windows
 
     torch.set_num_threads(threads)
-    scored, stream, device = _load(model, tokens)
+    device = torch.device("cuda" if gpu else "cpu")
+    scored, stream = _load(model, tokens, device)
     length = scored.config.max_seq_len
     sums = sum_windows(scored, stream, windows, seq_len=length, batch_size=batch_size, device=device)
     return windows.start, sums
 
 
 @lru_cache(maxsize=1)
-def _load(model: Path, tokens: Path) -> tuple[Transformer, TokenStream, torch.device]:
+def _load(model: Path, tokens: Path, device: torch.device) -> tuple[Transformer, TokenStream]:
     """Once per worker process, which scores many ranges."""
     from raymill.dataset.shards import TokenStream
-    from raymill.model.weights import default_device, load_model
+    from raymill.model.weights import load_model
 
-    device = default_device()
-    return load_model(model).to(device), TokenStream(tokens, "val"), device
+    return load_model(model).to(device), TokenStream(tokens, "val")

@@ -87,7 +87,8 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     listed = list_files(config.sources)
     shards = group(listed, int(config.shard_mib * 2**20))
     goal = inputs.draft.path
-    work = _open_work(goal, fingerprint(listed))
+    work = inputs.draft.work
+    _take_up(work, goal, fingerprint(listed))
     _clean(shards, _recipe(config), work, inputs, cluster)
     decision = passes.decide(len(shards), config.val_fraction, work)
     _check_enough(decision.account)
@@ -104,20 +105,17 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     figures = _figures(decision.account, files)
     stats = {"sources": list(config.sources), **figures, "files": files}
     write_atomic(goal / "stats.json", json.dumps(stats, indent=1) + "\n")
-    discard(work)
     return inputs.publish("prepare", GIVES, config, _summary(decision.account, figures), figures)
 
 
-def _open_work(goal: Path, state: str) -> Path:
-    """The folder of unfinished work. What an earlier attempt left is taken up if it read the same sources."""
-    work = goal / "work"
+def _take_up(work: Path, goal: Path, state: str) -> None:
+    """Keeps what an earlier attempt left if it read the same sources, else forgets it."""
     mark = work / "sources"
     sweep_asides(goal)
-    if work.exists() and not (mark.exists() and mark.read_text() == state):
+    if not (mark.exists() and mark.read_text() == state):
         discard(work)
-    work.mkdir(exist_ok=True)
-    write_atomic(mark, state)
-    return work
+        work.mkdir(mode=0o700)
+        write_atomic(mark, state)
 
 
 def _recipe(config: Config) -> Recipe:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from raymill.artifact import Artifact, Kind, discard, sweep_asides, write_atomic
+from raymill.artifact import Artifact, Kind, sweep_asides, write_atomic
 from raymill.cluster.config import RoleName
 from raymill.config import Config as Settings
 from raymill.stages.contract import Demand, Inputs
@@ -58,9 +58,8 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     from raymill.tokenizer.bpe import Tokenizer
 
     corpus, goal = inputs["corpus"], inputs.draft.path
-    work = goal / "work"
+    work = inputs.draft.work
     sweep_asides(goal)
-    work.mkdir(exist_ok=True)
     if not (goal / _TOKENIZER).exists():
         _learn(config, corpus).save(goal / _TOKENIZER)
         inputs.draft.checkpoint_clock()
@@ -69,7 +68,6 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     index = _index(corpus, tokenizer, work)
     figures = _figures(index, corpus, work)
     write_atomic(goal / INDEX, index.model_dump_json(indent=1) + "\n")
-    discard(work)
     return inputs.publish("tokenize", GIVES, config, _summary(config, figures), figures)
 
 
@@ -97,6 +95,7 @@ def _encode(corpus: Artifact, tokenizer: Tokenizer, work: Path, inputs: Inputs, 
         _encode_one,
         corpus=corpus.path.absolute(),
         goal=inputs.draft.path.absolute(),
+        work=work.absolute(),
         dtype=id_dtype(tokenizer.vocab_size),
     )
     for text_bytes in map_items(cluster, encode, missing):
@@ -105,10 +104,10 @@ def _encode(corpus: Artifact, tokenizer: Tokenizer, work: Path, inputs: Inputs, 
         inputs.draft.checkpoint_clock()
 
 
-def _encode_one(file: dict[str, Any], corpus: Path, goal: Path, dtype: str) -> int:
+def _encode_one(file: dict[str, Any], corpus: Path, goal: Path, work: Path, dtype: str) -> int:
     from raymill.tokenizer.encode import encode_file
 
-    encode_file(corpus / file["path"], _load(goal / _TOKENIZER), dtype, goal / _shard_name(file), goal / "work")
+    encode_file(corpus / file["path"], _load(goal / _TOKENIZER), dtype, goal / _shard_name(file), work)
     text_bytes: int = file["text_bytes"]
     return text_bytes
 

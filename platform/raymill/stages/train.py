@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from raymill.artifact import Artifact, Kind
+from raymill.artifact import Artifact, Kind, write_atomic
 from raymill.cluster.config import RoleName
 from raymill.cluster.interruptible import run_interruptible
-from raymill.errors import MachineError, RaymillError
+from raymill.errors import MachineError, RaymillError, UsageError, error_from_json, error_to_json
+from raymill.model.weights import CONFIG, TOKENIZER, WEIGHTS
 from raymill.stages.contract import Demand, Inputs
 from raymill.training.loop import CHECKPOINTS, METRICS, TrainingConfig, last_metrics
 
 if TYPE_CHECKING:
+    import torch
+
     from raymill.cluster.session import Cluster
 
 TAKES: tuple[Kind, ...] = ("tokens",)
@@ -28,6 +31,8 @@ MAY_TAKE: tuple[Kind, ...] = ("checkpoint",)
 GIVES: Kind = "checkpoint"
 ROLE: RoleName = "train"
 LIVE = False
+
+_ERROR = "error.json"
 
 
 class Config(TrainingConfig):
@@ -49,47 +54,75 @@ def source_state(config: Config) -> Any:
 
 def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     """Trains until `steps` are done and publishes the last checkpoint with its metrics."""
-    import torch
+    from raymill.training.checkpoint import OPTIMIZER, checkpoint_path, newest_checkpoint
 
-    tokens, folder = inputs["tokens"], inputs.draft.path
+    tokens, work, folder = inputs["tokens"], inputs.draft.work, inputs.draft.path
     config.check_layout(config.num_workers)
     check_tokens(config, tokens.path)
-    threads = cluster.config.roles.train.threads
     start = inputs.artifacts.get("checkpoint")
+    if start is not None:
+        _check_start(config, start, tokens)
+    found = newest_checkpoint(work / CHECKPOINTS, inputs.progress.note)
+    if found is None or found[1] < config.steps:
+        _train(config, tokens.path, start.path if start else None, inputs, cluster)
+    last = checkpoint_path(work / CHECKPOINTS, config.steps)
+    for path in (last / WEIGHTS, last / CONFIG, last / OPTIMIZER, work / METRICS, tokens.file(TOKENIZER)):
+        shutil.copyfile(path, folder / path.name)
+    figures = _figures(config, work, tokens, cluster.config.roles.train.threads)
+    summary = (
+        f"validation {figures['validation_bits_per_byte']:.3f} bits per byte "
+        f"(unigram {tokens.figures['unigram_bits_per_byte']:.3f}, zstd -19 {tokens.figures['zstd19_bits_per_byte']:.3f}); "
+        f"{figures['parameters'] / 1e6:.1f} M parameters, {figures['train_tokens'] / 1e6:.2f} M tokens at "
+        f"{figures['tokens_per_s']:,.0f} tokens/s on {config.num_workers} workers"
+    )
+    return inputs.publish("train", GIVES, config, summary, figures)
+
+
+def _train(config: Config, tokens: Path, start: Path | None, inputs: Inputs, cluster: Cluster) -> None:
+    """Runs the workers to the last step; raises what a worker raised."""
+    work = inputs.draft.work
+    (work / _ERROR).unlink(missing_ok=True)
+    shutil.rmtree(_ray_folder(work), ignore_errors=True)  # of an attempt that was killed; its state is not ours
     cluster.connect()
-    trainer = _trainer(config, tokens.path, folder, threads, start.path if start else None, cluster, inputs.run_folder)
+    trainer = _trainer(config, tokens, start, work, cluster)
     try:
-        run_interruptible(trainer.fit, lambda: _show_progress(config, folder / METRICS, inputs))
+        run_interruptible(trainer.fit, lambda: _show_progress(config, work / METRICS, inputs))
     except Exception as error:
-        raise _cause(error) from error
-    finally:
-        shutil.rmtree(_ray_folder(inputs.run_folder), ignore_errors=True)
-    last = folder / CHECKPOINTS / f"step-{config.steps:08d}"
-    for name in ("model.safetensors", "config.json", "optimizer.safetensors"):
-        (last / name).rename(folder / name)
-    shutil.rmtree(folder / CHECKPOINTS)
-    (folder / ".writer").unlink(missing_ok=True)
-    shutil.copyfile(tokens.file("tokenizer.json"), folder / "tokenizer.json")
-    row = last_metrics(folder / METRICS)
+        why = " ".join(str(error.__cause__ or error).split())[-300:]
+        fix = "run the same command again: it continues from the last checkpoint"
+        raise MachineError("the training workers failed", why=why, fix=fix) from error
+    if (work / _ERROR).exists():
+        raise error_from_json((work / _ERROR).read_text(encoding="utf-8"))
+
+
+def _figures(config: Config, work: Path, tokens: Artifact, threads: int) -> dict[str, Any]:
+    import torch
+
+    row = last_metrics(work / METRICS)
     assert row is not None
-    validation, seen_tokens, elapsed_s = row["validation"], row["tokens"], row["elapsed_s"]
-    figures = {
-        "validation_bits_per_byte": validation["bits_per_byte"],
-        "validation_loss_nats": validation["loss_nats"],
+    return {
+        "validation_bits_per_byte": row["validation"]["bits_per_byte"],
+        "validation_loss_nats": row["validation"]["loss_nats"],
         "parameters": config.model.num_parameters(tokens.figures["vocab_size"]),
-        "train_tokens": seen_tokens,
-        "tokens_per_s": seen_tokens / elapsed_s,
+        "train_tokens": row["tokens"],
+        "tokens_per_s": row["tokens"] / row["elapsed_s"],
         # What the bits of this run depend on, beside its settings.
         "threads_per_worker": threads,
         "torch": torch.__version__,
     }
-    summary = (
-        f"validation {validation['bits_per_byte']:.3f} bits per byte "
-        f"(unigram {tokens.figures['unigram_bits_per_byte']:.3f}, zstd -19 {tokens.figures['zstd19_bits_per_byte']:.3f}); "
-        f"{figures['parameters'] / 1e6:.1f} M parameters, {seen_tokens / 1e6:.2f} M tokens at "
-        f"{figures['tokens_per_s']:,.0f} tokens/s on {config.num_workers} workers"
-    )
-    return inputs.publish("train", GIVES, config, summary, figures)
+
+
+def _check_start(config: TrainingConfig, start: Artifact, tokens: Artifact) -> None:
+    """UsageError unless the checkpoint to start from has this job's shape and tokenizer."""
+    from raymill.model.config import ModelConfig
+    from raymill.model.weights import read_config
+
+    fix = "set train.model as in its config.json, and start from tokens made with its tokenizer"
+    values = read_config(start.path)
+    if "quantization" in values or ModelConfig.from_hugging_face(values) != config.model:
+        raise UsageError(f"the model in {start.path} is not of the shape of train.model", where="start_from", fix=fix)
+    if start.file(TOKENIZER).read_bytes() != tokens.file(TOKENIZER).read_bytes():
+        raise UsageError(f"the model in {start.path} was trained with another tokenizer", where="start_from", fix=fix)
 
 
 def check_tokens(config: TrainingConfig, tokens: Path) -> None:
@@ -102,14 +135,12 @@ def check_tokens(config: TrainingConfig, tokens: Path) -> None:
     Loader(TokenStream(tokens, "val"), seq_len=length, global_batch_size=1, seed=config.seed)
 
 
-def _ray_folder(run_folder: Path) -> Path:
-    """Where Ray Train keeps its own state while it runs; ours is in the draft."""
-    return run_folder.absolute() / ".ray-train"
+def _ray_folder(work: Path) -> Path:
+    """Where Ray Train keeps its own state while it runs."""
+    return work.absolute() / "ray"
 
 
-def _trainer(
-    config: Config, tokens: Path, folder: Path, threads: int, start: Path | None, cluster: Cluster, run_folder: Path
-) -> Any:
+def _trainer(config: Config, tokens: Path, start: Path | None, work: Path, cluster: Cluster) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -122,8 +153,9 @@ def _trainer(
         train_loop_config={
             "config": config.model_dump(mode="json"),
             "tokens": str(tokens.absolute()),
-            "folder": str(folder.absolute()),
-            "threads": threads,
+            "work": str(work.absolute()),
+            "threads": role.threads,
+            "gpu": role.gpus_per_worker > 0,
             "start": str(start.absolute()) if start else None,
         },
         scaling_config=ScalingConfig(
@@ -131,47 +163,55 @@ def _trainer(
         ),
         torch_config=TorchConfig(backend="nccl" if role.gpus_per_worker else "gloo"),
         run_config=RunConfig(
-            name=folder.name,
-            storage_path=str(_ray_folder(run_folder)),
+            name="train",
+            storage_path=str(_ray_folder(work)),
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
 
 
 def _worker(settings: dict[str, Any]) -> None:
-    """Runs in each Ray Train worker."""
+    """Runs in each Ray Train worker.
+
+    Ray starts the group again whatever the reason, so a user's error is written down by the worker that meets it; the
+    group that comes next sees it and ends.
+    """
     import torch
 
-    from raymill.model.weights import default_device
     from raymill.training.loop import Hooks, train
     from raymill.training.parallel import Worker
 
+    work = Path(settings["work"])
+    if (work / _ERROR).exists():
+        return
     torch.set_num_threads(settings["threads"])
     config = Config.model_validate(settings["config"])
     tokens = Path(settings["tokens"])
-    worker = Worker.current(default_device())
-    hooks = Hooks(validate=validator(config, tokens))
-    train(
-        config, tokens, Path(settings["folder"]), worker, hooks, Path(settings["start"]) if settings["start"] else None
-    )
+    worker = Worker.current(torch.device("cuda" if settings["gpu"] else "cpu"))
+    hooks = Hooks(validate=validator(config, tokens, worker.device))
+    start = Path(settings["start"]) if settings["start"] else None
+    try:
+        train(config, tokens, work, worker, hooks, start)
+    except RaymillError as error:
+        write_atomic(work / _ERROR, error_to_json(error))
+        raise
 
 
-def validator(config: TrainingConfig, tokens: Path) -> Any:
+def validator(config: TrainingConfig, tokens: Path, device: torch.device) -> Any:
     """A function that scores a model on the val split, as `training.loop.Hooks` wants it."""
     from raymill.dataset.shards import TokenStream
     from raymill.evaluation.perplexity import evaluate_stream
-    from raymill.model.weights import default_device
 
     stream = TokenStream(tokens, "val")
 
-    def validate(model: Any) -> dict[str, float]:
+    def validate(model: Any, max_sequences: int | None) -> dict[str, float]:
         scores = evaluate_stream(
             model,
             stream,
             seq_len=config.model.max_seq_len,
-            max_sequences=config.validation_sequences,
+            max_sequences=max_sequences,
             batch_size=config.microbatch_size,
-            device=default_device(),
+            device=device,
         )
         return {"loss_nats": scores.loss_nats, "bits_per_byte": scores.bits_per_byte, "accuracy": scores.accuracy}
 
@@ -186,18 +226,3 @@ def _show_progress(config: Config, metrics: Path, inputs: Inputs) -> None:
         note = f"step {row['step']}/{config.steps}  loss {row['loss']:.3f}"
         inputs.progress.update(row["tokens"], total, "tokens", note)
         inputs.draft.checkpoint_clock()
-
-
-def _cause(error: BaseException) -> RaymillError:
-    """The user's error inside Ray's wrapping, or one that says where the worker's own words are."""
-    seen: list[BaseException] = [error]
-    for current in seen:
-        if isinstance(current, RaymillError):
-            return current
-        failures = getattr(current, "worker_failures", None) or getattr(current, "_worker_failures", None) or {}
-        inner = [current.__cause__, getattr(current, "cause", None), *failures.values()]
-        seen += [each for each in inner if isinstance(each, BaseException) and each not in seen]
-    why = str(seen[-1]).strip().splitlines()[-1][:300] if str(seen[-1]).strip() else type(seen[-1]).__name__
-    return MachineError(
-        "the training workers failed", why=why, fix="run the same command again: it continues from the last checkpoint"
-    )

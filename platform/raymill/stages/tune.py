@@ -110,7 +110,7 @@ def draw_trials(config: Config) -> list[dict[str, Any]]:
 def trial_config(config: Config, values: dict[str, Any]) -> TrainConfig:
     """One trial's training settings; ConfigError names the key of the space that does not fit."""
     assert config.train is not None
-    rungs = {
+    rungs: dict[str, Any] = {
         "steps": config.steps,
         "checkpoint_every_steps": config.first_rung_steps,
         "validate_every_steps": config.first_rung_steps,
@@ -124,27 +124,30 @@ def trial_config(config: Config, values: dict[str, Any]) -> TrainConfig:
         raise ConfigError(problems) from None
 
 
+def check_space(config: Config) -> None:
+    """ConfigError or UsageError when a drawn trial is not a training run, before anything has run."""
+    for values in draw_trials(config):
+        trial_config(config, values).check_layout(1, "tune.train")
+
+
 def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     """Runs the search, or takes up the one a kill cut short, and publishes its trials."""
-    folder = inputs.draft.path
-    tokens = inputs["tokens"]
+    tokens, work = inputs["tokens"], inputs.draft.work
     trials = draw_trials(config)
     for values in trials:
-        each = trial_config(config, values)
-        each.check_layout(1)
-        check_tokens(each, tokens.path)
+        check_tokens(trial_config(config, values), tokens.path)
     cluster.connect()
-    errors = _search(config, trials, tokens.path, folder, cluster, inputs)
-    rows = [_trial_row(number, values, folder) for number, values in enumerate(trials)]
+    errors = _search(config, trials, tokens.path, inputs, cluster)
+    rows = [_trial_row(number, values, work) for number, values in enumerate(trials)]
     finished = [row for row in rows if row[METRIC] is not None]
     if not finished:
         why = "; ".join(sorted(set(errors)))[:300] or None
         raise MachineError("every trial failed", why=why, fix="narrow tune.space, then run again")
     best = min(finished, key=lambda row: (-row["steps"], row[METRIC]))
-    _write_results(folder, rows, best["trial"], trials[best["trial"]])
+    _write_results(inputs.draft.path, work, rows, best["trial"], trials[best["trial"]])
     figures = {
         "trials": len(rows),
-        "failed_trials": len(rows) - len(finished),
+        "failed_trials": len(errors),
         "best_trial": best["trial"],
         "best_bits_per_byte": best[METRIC],
         "best_settings": trials[best["trial"]],
@@ -158,27 +161,25 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     return inputs.publish("tune", GIVES, config, summary, figures)
 
 
-def _search(
-    config: Config, trials: list[dict[str, Any]], tokens: Path, folder: Path, cluster: Cluster, inputs: Inputs
-) -> list[str]:
+def _search(config: Config, trials: list[dict[str, Any]], tokens: Path, inputs: Inputs, cluster: Cluster) -> list[str]:
     """Runs every trial that is not finished; returns the last line of each failed trial's error."""
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
 
-    role = cluster.config.roles.train
+    role, work = cluster.config.roles.train, inputs.draft.work.absolute()
     settings = {
         "config": config.model_dump(mode="json"),
         "tokens": str(tokens.absolute()),
-        "folder": str(folder.absolute()),
+        "work": str(work),
         "threads": role.threads,
+        "gpu": role.gpus_per_worker > 0,
         "trials": trials,
     }
     resources = {"cpu": role.cpus_per_worker, "gpu": role.gpus_per_worker}
     trainable = tune.with_resources(tune.with_parameters(_trial, settings=settings), resources)
-    storage = inputs.run_folder.absolute() / ".ray-tune"
-    experiment = storage / folder.name
-    if tune.Tuner.can_restore(str(experiment)):
-        tuner = tune.Tuner.restore(str(experiment), trainable=trainable, resume_unfinished=True, resume_errored=True)
+    experiment = str(work / "ray")
+    if tune.Tuner.can_restore(experiment):
+        tuner = tune.Tuner.restore(experiment, trainable=trainable, resume_unfinished=True, resume_errored=True)
     else:
         tuner = tune.Tuner(
             trainable,
@@ -193,26 +194,21 @@ def _search(
                     reduction_factor=config.reduction_factor,
                 ),
             ),
-            run_config=tune.RunConfig(
-                name=folder.name,
-                storage_path=str(storage),
-                verbose=0,
-            ),
+            run_config=tune.RunConfig(name="ray", storage_path=str(work), verbose=0),
         )
-    results = run_interruptible(tuner.fit, lambda: _show_progress(config, folder, inputs))
-    shutil.rmtree(storage, ignore_errors=True)
+    results = run_interruptible(tuner.fit, lambda: _show_progress(config, inputs))
     return [str(error).strip().splitlines()[-1] for error in results.errors]
 
 
-def _show_progress(config: Config, folder: Path, inputs: Inputs) -> None:
-    """Adds up the steps that the trials have written to their metrics files."""
-    rows = [last_metrics(_trial_folder(folder, number) / METRICS) for number in range(config.num_trials)]
-    steps = [row["step"] for row in rows if row is not None]
-    if steps:
-        done = sum(step >= config.steps for step in steps)
-        inputs.progress.update(
-            sum(steps), None, "steps", f"{len(steps)} of {config.num_trials} trials begun, {done} at the end"
-        )
+def _show_progress(config: Config, inputs: Inputs) -> None:
+    """Adds up what the trials have written to their metrics files."""
+    folders = [_trial_folder(inputs.draft.work, number) for number in range(config.num_trials)]
+    rows = [row for row in (last_metrics(folder / METRICS) for folder in folders) if row is not None]
+    if rows:
+        done = sum(row["step"] >= config.steps for row in rows)
+        tokens = sum(row["tokens"] for row in rows)
+        note = f"{len(rows)} of {config.num_trials} trials begun, {done} at the end"
+        inputs.progress.update(tokens, None, "tokens", note)
         inputs.draft.checkpoint_clock()
 
 
@@ -221,7 +217,6 @@ def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
     import torch
     from ray import tune
 
-    from raymill.model.weights import default_device
     from raymill.training.loop import Hooks, StepMetrics
     from raymill.training.loop import train as train_model
     from raymill.training.parallel import Worker
@@ -230,7 +225,9 @@ def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
     config = Config.model_validate(settings["config"])
     number = params["trial"]
     training = trial_config(config, settings["trials"][number])
-    tokens, folder = Path(settings["tokens"]), _trial_folder(Path(settings["folder"]), number)
+    tokens, folder = Path(settings["tokens"]), _trial_folder(Path(settings["work"]), number)
+    worker = Worker.current(torch.device("cuda" if settings["gpu"] else "cpu"))
+    score = validator(training, tokens, worker.device)
 
     def report(steps: int, validation: dict[str, float]) -> None:
         tune.report({"steps": steps, METRIC: validation[METRIC]})
@@ -243,21 +240,22 @@ def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
     for row in _rows(folder / METRICS):
         if "validation" in row:
             report(row["step"], row["validation"])
-    hooks = Hooks(validate=validator(training, tokens), on_step=on_step)
-    train_model(training, tokens, folder, Worker.current(default_device()), hooks)
+    # Every rung is scored on the same sequences, the last one too: trials are compared with each other.
+    hooks = Hooks(validate=lambda model, _: score(model, training.validation_sequences), on_step=on_step)
+    train_model(training, tokens, folder, worker, hooks)
 
 
-def _trial_folder(folder: Path, number: int) -> Path:
-    return folder / "trials" / f"trial-{number:04d}"
+def _trial_folder(work: Path, number: int) -> Path:
+    return work / "trials" / f"trial-{number:04d}"
 
 
 def _rows(metrics: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in metrics.read_text().split("\n")[:-1]] if metrics.exists() else []
 
 
-def _trial_row(number: int, values: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _trial_row(number: int, values: dict[str, Any], work: Path) -> dict[str, Any]:
     """What a trial reached, from its own files."""
-    rows = [row for row in _rows(_trial_folder(folder, number) / METRICS) if "validation" in row]
+    rows = [row for row in _rows(_trial_folder(work, number) / METRICS) if "validation" in row]
     last = rows[-1] if rows else None
     return {
         "trial": number,
@@ -268,8 +266,8 @@ def _trial_row(number: int, values: dict[str, Any], folder: Path) -> dict[str, A
     }
 
 
-def _write_results(folder: Path, rows: list[dict[str, Any]], best: int, values: dict[str, Any]) -> None:
-    """trials.parquet, curves.jsonl, best.yaml (to paste into a job) and best/ (its model); the rest is removed."""
+def _write_results(folder: Path, work: Path, rows: list[dict[str, Any]], best: int, values: dict[str, Any]) -> None:
+    """trials.parquet, curves.jsonl, best.yaml (to paste into a job) and best/ (its newest checkpoint)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -278,7 +276,7 @@ def _write_results(folder: Path, rows: list[dict[str, Any]], best: int, values: 
 
     pq.write_table(pa.Table.from_pylist(rows), folder / "trials.parquet")
     curves = [
-        {"trial": row["trial"], **step} for row in rows for step in _rows(_trial_folder(folder, row["trial"]) / METRICS)
+        {"trial": row["trial"], **step} for row in rows for step in _rows(_trial_folder(work, row["trial"]) / METRICS)
     ]
     write_atomic(folder / "curves.jsonl", "".join(json.dumps(step) + "\n" for step in curves))
     patch: dict[str, Any] = {}
@@ -289,7 +287,6 @@ def _write_results(folder: Path, rows: list[dict[str, Any]], best: int, values: 
             node = node.setdefault(parent, {})
         node[last] = value
     write_atomic(folder / "best.yaml", yaml.safe_dump({"train": patch}))
-    found = newest_checkpoint(_trial_folder(folder, best) / CHECKPOINTS, lambda text: None)
+    found = newest_checkpoint(_trial_folder(work, best) / CHECKPOINTS, lambda text: None)
     if found is not None:
-        found[0].rename(folder / "best")
-    shutil.rmtree(folder / "trials")
+        shutil.copytree(found[0], folder / "best", dirs_exist_ok=True)

@@ -44,6 +44,12 @@ class Progress:
         self._shown = True
         self._write(self._line(now, done, total, unit, note))
 
+    def note(self, text: str) -> None:
+        """One line that stays, for what a person should know though nothing failed."""
+        self.close()
+        self._stream.write(f"{self.label}: {text}\n")
+        self._stream.flush()
+
     def close(self) -> None:
         """Removes the live line, so that the result line takes its place."""
         if self._live and self._shown:

@@ -34,8 +34,8 @@ _KEEP = 2
 
 def save_checkpoint(folder: Path, step: int, model: Transformer, optimizer: torch.optim.Optimizer, end_id: int) -> Path:
     """Publishes the state after `step` steps and forgets all but the newest two."""
-    final = folder / f"step-{step:08d}"
-    aside = folder / f"step-{step:08d}.partial"
+    final = checkpoint_path(folder, step)
+    aside = final.with_name(f"{final.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
@@ -56,6 +56,10 @@ def save_checkpoint(folder: Path, step: int, model: Transformer, optimizer: torc
     for old in _checkpoints(folder)[:-_KEEP]:
         shutil.rmtree(old)
     return final
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
 
 
 def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[Path, int] | None:

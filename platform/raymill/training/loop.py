@@ -28,7 +28,13 @@ from raymill.errors import DataError, UsageError
 from raymill.model.config import ModelConfig
 from raymill.model.transformer import Transformer
 from raymill.model.weights import load_model
-from raymill.training.checkpoint import load_checkpoint, newest_checkpoint, only_writer, save_checkpoint
+from raymill.training.checkpoint import (
+    checkpoint_path,
+    load_checkpoint,
+    newest_checkpoint,
+    only_writer,
+    save_checkpoint,
+)
 from raymill.training.losses import next_token_loss
 from raymill.training.optimizer import OptimizerConfig, build_optimizer
 from raymill.training.parallel import Worker
@@ -58,9 +64,9 @@ class TrainingConfig(Config):
     checkpoint_every_steps: Annotated[int, Field(ge=1)] = 100
     """Steps between checkpoints; at most this much is redone after a kill."""
     validate_every_steps: Annotated[int, Field(ge=1)] = 100
-    """Steps between validations; the last step always has one."""
+    """Steps between validations; the last step always has one, over the whole val split."""
     validation_sequences: Annotated[int, Field(ge=1)] | None = 64
-    """Sequences of the val split per validation; none means all."""
+    """Sequences of a validation on the way, spread over the val split; none means all of it."""
 
     def check_layout(self, num_workers: int, key: str = "train") -> None:
         """UsageError unless the global batch divides over workers and microbatches."""
@@ -92,13 +98,12 @@ def _ignore(*_: Any) -> None:
 
 @dataclass(frozen=True)
 class Hooks:
-    """How the loop tells its surroundings what happens. `validate` and `on_step` run on rank 0 only."""
+    """How the loop tells its surroundings what happens; all run on rank 0 only."""
 
-    validate: Callable[[nn.Module], dict[str, float]]
-    """Scores the model on the val split."""
+    validate: Callable[[nn.Module, int | None], dict[str, float]]
+    """Scores the model on that many sequences of the val split, None for all of it."""
     on_step: Callable[[StepMetrics], None] = _ignore
     on_checkpoint: Callable[[Path], None] = _ignore
-    warn: Callable[[str], None] = _ignore
 
 
 @dataclass
@@ -151,11 +156,11 @@ def _train(
                 fix="lower train.optimizer.learning_rate or set train.optimizer.clip_norm",
             )
         if worker.rank == 0:
+            elapsed_s = round(state.earlier_s + time.monotonic() - started, 3)
             validation = None
             if last or state.step % config.validate_every_steps == 0:
-                validation = hooks.validate(state.model)
+                validation = hooks.validate(state.model, None if last else config.validation_sequences)
             tokens_seen = state.step * config.global_batch_size * config.model.max_seq_len
-            elapsed_s = round(state.earlier_s + time.monotonic() - started, 3)
             metrics = StepMetrics(state.step, loss, rate, gradient_norm, tokens_seen, elapsed_s, validation)
             append_metrics(folder / METRICS, metrics)
             hooks.on_step(metrics)
@@ -179,13 +184,20 @@ def _prepare(
     else:
         model = load_model(start)
     state = _State(config, worker, hooks, folder, loader, model.to(worker.device), stream.index.end_of_document_id)
-    found = newest_checkpoint(folder / CHECKPOINTS, hooks.warn)
-    if found is not None:
-        path, state.step = found
-        load_checkpoint(path, state.model, state.optimizer)
+    # One rank looks, all load the same: two looks could differ while a dying writer still publishes.
+    found = newest_checkpoint(folder / CHECKPOINTS, _ignore) if worker.rank == 0 else None
+    state.step = worker.agree(found[1] if found is not None else 0)
+    if state.step:
+        load_checkpoint(checkpoint_path(folder / CHECKPOINTS, state.step), state.model, state.optimizer)
     if worker.rank == 0:
         state.earlier_s = truncate_metrics(folder / METRICS, state.step)
     state.wrapped = worker.wrap(state.model)
+    if worker.world_size > 1:
+        # DDP arranges its buckets anew after the first backward pass, and the order of a sum over more than two workers
+        # depends on them. One pass that is thrown away puts a fresh and a continued run into the same arrangement.
+        blank = torch.zeros(1, config.model.max_seq_len, dtype=torch.int64, device=worker.device)
+        next_token_loss(state.wrapped(blank), blank).backward()
+        state.optimizer.zero_grad()
     return state
 
 

@@ -46,6 +46,13 @@ class Worker:
             value /= self.world_size
         return value
 
+    def agree(self, value: int) -> int:
+        """Rank 0's value, on every rank."""
+        shared = torch.tensor(value, device=self.device)
+        if self.world_size > 1:
+            dist.broadcast(shared, src=0)
+        return int(shared)
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
