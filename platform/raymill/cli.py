@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -18,9 +19,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from raymill.artifact import Artifact
+    from raymill.artifact import Artifact, Kind
     from raymill.cluster.config import ClusterConfig
+    from raymill.errors import RaymillError
     from raymill.pipeline import Job, Result, Step
+
+_INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -66,6 +70,10 @@ def run(
     ] = False,
 ) -> None:
     """Run a job: what is done is skipped, what was killed goes on."""
+    from raymill.errors import UsageError
+
+    if detach and no_serve:
+        raise UsageError("--detach leaves an endpoint up, and --no-serve asks for none", fix="give one of them")
     loaded, cluster = _load(job, on, set_, data)
     stages = [name for name in loaded.stages() if name not in ("serve", "monitor") or not (no_serve or detach)]
     _run(loaded, cluster, stages)
@@ -119,7 +127,7 @@ def plan(
         for name, text in render(config, dump(loaded)).items():
             (write / name).write_text(text, encoding="utf-8")
             print(f"wrote {write / name}")
-    pipeline.preflight(loaded, cluster, [step for step in steps if step.name != "serve"])
+    pipeline.check_capacity(loaded, cluster, steps)
 
 
 @app.command()
@@ -147,37 +155,53 @@ def serve(
     set_: Set = None,
     new_key: Annotated[bool, typer.Option("--new-key", help="Replace the API key and show the new one.")] = False,
 ) -> None:
-    """Serve the model of a finished run again."""
-    from raymill import config, pipeline
+    """Serve the newest model of a run, with the run's own settings; nothing else of the job runs."""
+    from raymill import config, pipeline, runs
     from raymill.cluster.config import ClusterConfig
+    from raymill.errors import UsageError
+    from raymill.stages.monitor import Config as MonitorConfig
+    from raymill.stages.serve import Config as ServeConfig
     from raymill.stages.serve import forget_keys
 
-    place = pipeline.load_cluster(on, _split(set_)[1])
+    for_job, for_cluster = _split(set_)
+    place = pipeline.load_cluster(on, for_cluster)
     folder = _find(place, run_name)
-    loaded = pipeline.load_job(folder / "run.yaml", _split(set_)[0])
-    cluster = place if on else config.load(ClusterConfig, folder / "cluster.yaml", _split(set_)[1])
+    loaded = pipeline.load_job(folder / "run.yaml", for_job)
+    asked = {"serve": loaded.serve or ServeConfig(), "monitor": loaded.monitor or MonitorConfig()}
+    job = loaded.model_copy(update={"name": folder.name, **asked})
+    cluster = place if on else config.load(ClusterConfig, folder / "cluster.yaml", for_cluster)
+    cluster = cluster.model_copy(update={"storage": place.storage})
+    made = [artifact.path for artifact in runs.artifacts(folder) if artifact.manifest.kind == "checkpoint"]
+    if not made and job.start_from is None:
+        raise UsageError(
+            f"run {folder.name} has no model to serve", fix="add train to its job and run it: raymill run JOB"
+        )
     if new_key:
         forget_keys(folder)
-    _run(loaded, cluster, loaded.stages())
+    _run(job, cluster, ["serve", "monitor"], given={"checkpoint": made[-1]} if made else None)
 
 
 @app.command()
-def stop(run_name: RunName = None, on: On = None) -> None:
-    """Stop an endpoint that was left up."""
+def stop(run_name: RunName = None, on: On = None, set_: Set = None) -> None:
+    """Stop a run, whatever it does; without a name, every endpoint that is up."""
     from raymill import runs
 
-    place = _place(on)
-    folders = [_find(place, run_name)] if run_name else runs.list_runs(Path(place.storage))
-    stopped = [folder.name for folder in folders if runs.stop_endpoint(folder)]
-    print(f"stopped {', '.join(stopped)}" if stopped else "no endpoint is up")
+    place = _place(on, set_)
+    if run_name:
+        folders = [_find(place, run_name)]
+    else:
+        folders = [folder for folder in runs.list_runs(Path(place.storage)) if runs.read_live(folder)]
+    stopped = [folder.name for folder in folders if runs.stop_run(folder)]
+    nothing = f"{run_name} is not running" if run_name else "no endpoint is up"
+    print(f"stopped {', '.join(stopped)}" if stopped else nothing)
 
 
 @app.command()
-def doctor(on: On = None) -> None:
+def doctor(on: On = None, set_: Set = None) -> None:
     """Check this machine: versions, memory, disk, ports, rights; each finding with its fix."""
     from raymill.cluster.doctor import diagnose
 
-    findings = diagnose(_place(on))
+    findings = diagnose(_place(on, set_))
     for finding in findings:
         print(f"{'ok ' if finding.ok else 'BAD'} {finding.name}: {finding.found}")
         if not finding.ok:
@@ -186,11 +210,11 @@ def doctor(on: On = None) -> None:
 
 
 @runs_app.command("ls")
-def runs_ls(on: On = None) -> None:
+def runs_ls(on: On = None, set_: Set = None) -> None:
     """One line per run."""
     from raymill import runs
 
-    for folder in runs.list_runs(Path(_place(on).storage)):
+    for folder in runs.list_runs(Path(_place(on, set_).storage)):
         made = runs.artifacts(folder)
         live = runs.read_live(folder)
         done = " ".join(dict.fromkeys(artifact.manifest.stage for artifact in made)) or "nothing finished"
@@ -201,11 +225,11 @@ def runs_ls(on: On = None) -> None:
 
 
 @runs_app.command("show")
-def runs_show(run_name: RunName = None, on: On = None) -> None:
+def runs_show(run_name: RunName = None, on: On = None, set_: Set = None) -> None:
     """The artifacts of a run with their result lines."""
     from raymill import runs
 
-    for artifact in runs.artifacts(_find(_place(on), run_name)):
+    for artifact in runs.artifacts(_find(_place(on, set_), run_name)):
         size_bytes = sum(entry.size_bytes for entry in artifact.manifest.files)
         made = artifact.manifest
         print(f"{artifact.name}  {made.kind}, {size_bytes / 1e6:.1f} MB, {made.created_at}, {made.duration_s:.1f} s")
@@ -216,12 +240,13 @@ def runs_show(run_name: RunName = None, on: On = None) -> None:
 def runs_rm(
     run_name: Annotated[str, typer.Argument(metavar="RUN")],
     on: On = None,
+    set_: Set = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete a run and everything in it."""
     from raymill import runs
 
-    folder = _find(_place(on), run_name)
+    folder = _find(_place(on, set_), run_name)
     if not yes:
         typer.confirm(f"delete {folder} and its {len(runs.artifacts(folder))} artifacts?", abort=True)
     runs.remove_run(folder)
@@ -252,7 +277,7 @@ def config_schema(which: Annotated[str, typer.Argument(metavar="job|cluster")] =
 
 
 def main() -> None:
-    """The console script: errors of ours as one message, anything else with its traceback."""
+    """The console script: errors of ours and of the machine as one message, anything else with its traceback."""
     from raymill.errors import RaymillError
 
     try:
@@ -260,9 +285,37 @@ def main() -> None:
     except RaymillError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except OSError as error:
+        if error.errno is None:  # a library's own, so not what the machine said
+            raise
+        print(f"error: {_explain(error)}", file=sys.stderr)
+        sys.exit(1)
+    except (KeyboardInterrupt, SystemExit) as end:
+        # typer turns Ctrl-C into a silent exit with 130
+        if isinstance(end, SystemExit) and end.code != _INTERRUPTED:
+            raise
         print("interrupted; the same command continues", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
+
+
+def _explain(error: OSError) -> RaymillError:
+    """What the machine refused, as one of our errors."""
+    import errno
+
+    from raymill.errors import MachineError
+
+    fixes = {
+        errno.ENOSPC: "free space, then run the same command again",
+        errno.EDQUOT: "free space, then run the same command again",
+        errno.EROFS: "name a folder on a disk that can be written",
+        errno.EEXIST: "name a folder, or a file that is not there yet",
+        errno.ENOTDIR: "name a folder",
+        errno.EISDIR: "name a file",
+        errno.ENOENT: "check the path",
+    }
+    fix = fixes.get(error.errno or 0, "check the path and its rights, then run the same command again")
+    what = "a file or folder cannot be used" if error.filename is None else f"{error.filename} cannot be used"
+    return MachineError(what, why=error.strerror, fix=fix)
 
 
 def _split(overrides: list[str] | None) -> tuple[list[str], list[str]]:
@@ -287,10 +340,15 @@ def _load(job: Path, on: Path | None, overrides: list[str] | None, data: str | N
     return pipeline.load_job(job, [*for_job, *_data_override(data)]), pipeline.load_cluster(on, for_cluster)
 
 
-def _place(on: Path | None) -> ClusterConfig:
+def _place(on: Path | None, overrides: list[str] | None) -> ClusterConfig:
+    """The cluster file of a command that takes no job."""
     from raymill import pipeline
+    from raymill.errors import UsageError
 
-    return pipeline.load_cluster(on)
+    for_job, for_cluster = _split(overrides)
+    if for_job:
+        raise UsageError(f"--set {for_job[0]} is of a job, and this command takes none", fix="begin it with cluster.")
+    return pipeline.load_cluster(on, for_cluster)
 
 
 def _find(place: ClusterConfig, name: str | None) -> Path:
@@ -310,7 +368,7 @@ def _find(place: ClusterConfig, name: str | None) -> Path:
     return found[0]
 
 
-def _run(job: Job, config: ClusterConfig, stages: list[str]) -> None:
+def _run(job: Job, config: ClusterConfig, stages: list[str], *, given: Mapping[Kind, Path] | None = None) -> None:
     from raymill import pipeline
     from raymill.cluster.session import Cluster
 
@@ -320,6 +378,7 @@ def _run(job: Job, config: ClusterConfig, stages: list[str]) -> None:
             job,
             cluster,
             stages=stages,
+            given=given,
             on_start=_show_start,
             on_result=_show_result,
             while_live=_show_endpoint,
@@ -368,30 +427,51 @@ def _detach(job: Job, config: ClusterConfig) -> None:
 
     The key is made here: what the detached process prints goes to a log, where no key may stand.
     """
+    import json
+
     from raymill import pipeline, runs
-    from raymill.errors import MachineError
     from raymill.stages.serve import new_key
 
     folder = pipeline.run_folder(job, config)
-    key = new_key(folder)
     (folder / "logs").mkdir(exist_ok=True)
     log = folder / "logs" / "serve.log"
-    command = [sys.executable, "-m", "raymill.cli", "serve", folder.name, "--set", f"cluster.storage={config.storage}"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
-    while runs.read_live(folder) is None:
-        if process.poll() is not None:
-            why = _last_error(log)
-            raise MachineError("the endpoint did not start", where=str(log), why=why, fix="mend that, then run again")
-        time.sleep(0.2)
+    storage = f"cluster.storage={json.dumps(config.storage)}"
+    command = [sys.executable, "-m", "raymill.cli", "serve", folder.name, "--set", storage]
+    key = new_key(folder)
+    try:
+        _start_detached(command, folder, log)
+    except BaseException:
+        if key is not None:
+            print(f"API key, good from the next start on (shown once): {key}", flush=True)
+        raise
     for line in log.read_text(encoding="utf-8").splitlines():
         if line.startswith("[") and "cached" not in line:
             print(line)
     served = [made for made in runs.artifacts(folder) if made.manifest.kind == "endpoint"]
     _show_usage(served[-1], key)
-    print(f"It stays up; `raymill stop {folder.name}` ends it. Log: {log}")
+    print(f"It stays up; `{runs.stop_command(folder)}` ends it. Log: {log}")
+
+
+def _start_detached(command: list[str], folder: Path, log: Path) -> None:
+    """Comes back when the endpoint answers; if it does not come to that, nothing stays up."""
+    from raymill import runs
+    from raymill.errors import MachineError
+
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        while runs.read_live(folder) is None:
+            if process.poll() is not None:
+                why = _last_error(log)
+                fix = "mend that, then run again"
+                raise MachineError("the endpoint did not start", where=str(log), why=why, fix=fix)
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
 
 
 def _last_error(log: Path) -> str:
