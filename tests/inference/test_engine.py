@@ -1,5 +1,6 @@
 import asyncio
 import threading
+import time
 
 import pytest
 import torch
@@ -27,6 +28,13 @@ def engine_of(letters):
 
 def request(name="r", prompt=(1,), max_tokens=3, **changes):
     return Request(id=name, prompt_ids=tuple(prompt), max_tokens=max_tokens, sampling=GREEDY, **changes)
+
+
+def becomes(true):
+    deadline = time.monotonic() + 5
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return true()
 
 
 def read(stream):
@@ -229,3 +237,70 @@ def test_the_whole_answer_can_be_awaited(engine_of, alphabet):
 def test_a_stream_can_be_read_without_an_event_loop(engine_of, alphabet):
     events = [event for batch in engine_of(alphabet()).submit(request(max_tokens=6)) for event in batch]
     assert "".join(event.text for event in events) == "bcdefg"
+
+
+def test_a_token_that_is_no_text_ends_its_own_request_only(engine_of, alphabet, letters, monkeypatch):
+    plain = letters.push
+
+    def push(self, token):
+        if token == 20:
+            raise ValueError("no such letter")
+        return plain(self, token)
+
+    monkeypatch.setattr(letters, "push", push)
+    gate = Gate(alphabet())
+    engine = engine_of(gate)
+    streams = [engine.submit(request("good", max_tokens=4)), engine.submit(request("bad", prompt=[18], max_tokens=4))]
+    [gate.open.release() for _ in range(8)]
+    assert [read(stream)[:2] for stream in streams] == [("bcde", "length"), ("s", "error")]
+    assert engine.stats().healthy and engine.stats().active == 0
+    [engine.submit(request(str(n), prompt=[19])) for n in range(3)]
+    [gate.open.release() for _ in range(30)]
+    assert becomes(lambda: engine.stats().active == 0)
+    assert read(engine.submit(request("next", max_tokens=1)))[1] == "length" and engine.stats().healthy
+
+
+def test_stats_that_cannot_be_reported_do_not_stop_completions(engine_of, alphabet):
+    calls = []
+
+    def broken(stats):
+        calls.append(stats)
+        raise OSError("disk full")
+
+    engine = engine_of(alphabet(), on_stats=broken)
+    assert read(engine.submit(request("a", max_tokens=5))) == ("bcdef", "length", 5)
+    assert read(engine.submit(request("b")))[1] == "length" and engine.stats().healthy
+    assert len(calls) == 1
+
+
+def test_a_thread_that_ends_ends_every_stream_and_is_unhealthy(engine_of, alphabet):
+    class Fatal(alphabet):
+        def __call__(self, chunks):
+            raise SystemExit
+
+    gate = Gate(Fatal(num_slots=1))
+    engine = engine_of(gate)
+    streams = [engine.submit(request("running", max_tokens=9)), engine.submit(request("waiting"))]
+    gate.open.release()
+    assert [read(stream)[1] for stream in streams] == ["error", "error"]
+    stats = engine.stats()
+    assert (stats.active, stats.queued, stats.healthy) == (0, 0, False)
+    with pytest.raises(RequestError) as refused:
+        engine.submit(request("late"))
+    assert refused.value.status == 503
+
+
+def test_a_reader_whose_event_loop_is_closed_does_not_stop_the_others(engine_of, alphabet):
+    gate = Gate(alphabet())
+    engine = engine_of(gate)
+    left = engine.submit(request("left", max_tokens=6))
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(left.finished())
+    loop.run_until_complete(asyncio.sleep(0))
+    other = engine.submit(request("other", max_tokens=6))
+    task.cancel()
+    loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+    loop.close()
+    [gate.open.release() for _ in range(20)]
+    assert read(other)[:2] == ("bcdefg", "length")
+    assert engine.stats().healthy

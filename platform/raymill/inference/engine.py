@@ -6,7 +6,8 @@
     engine.abort(request.id)             the client went away: the slot is free before the next step
 
 Callers may live in any thread and any event loop. A step that fails (or gives NaN) ends the requests that were in it with
-finish_reason "error"; three in a row make the engine unhealthy, and a replica should then be replaced.
+finish_reason "error"; a token that cannot be turned into text ends its own request so. Three such steps in a row make the
+engine unhealthy, and so does the end of its thread, which ends every stream: a replica should then be replaced.
 """
 
 from __future__ import annotations
@@ -85,8 +86,9 @@ class Stream:
             self._changed.notify_all()
             if self._waiter is not None and (finished or not self._waiter.until_finished):
                 waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.loop.is_closed():
-            waiter.loop.call_soon_threadsafe(waiter.woken.set)
+        if waiter is not None:
+            with suppress(RuntimeError):  # its loop is closed: no one waits any more
+                waiter.loop.call_soon_threadsafe(waiter.woken.set)
 
     def __iter__(self) -> Iterator[list[TokenEvent]]:
         finished = False
@@ -169,6 +171,7 @@ class Engine:
         self._failures_in_a_row = 0
         self._work = threading.Condition()
         self._closed = False
+        self._ended = False  # the thread takes no more work
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
@@ -185,16 +188,17 @@ class Engine:
         """Queues a request and returns the stream of its events."""
         self._check(request)
         progression = Progression(request.id, list(request.prompt_ids), len(request.prompt_ids))
-        stream = Stream()
+        running = _Running(request, progression, Stream(), TextStream(self._make_decoder(), request.stop))
         with self._work:
             if self._closed:
                 raise RequestError("this replica is shutting down", status=503, fix="send the request again")
+            if self._ended:
+                raise RequestError("this replica does not work", status=503, fix="send the request again")
             assert request.id not in self._requests, "request ids are unique"
             self._scheduler.add(progression)
-            text = TextStream(self._make_decoder(), request.stop)
-            self._requests[request.id] = _Running(request, progression, stream, text)
+            self._requests[request.id] = running
             self._work.notify()
-        return stream
+        return running.stream
 
     def abort(self, request_id: str) -> None:
         """Drops a request wherever it is. Does nothing when it is done or unknown."""
@@ -213,8 +217,8 @@ class Engine:
             self._closed = True
             self._work.notify()
         self._thread.join()
-        for running in list(self._requests.values()):
-            self._finish(running, "", "abort")
+        with self._work:
+            self._finish_all("abort")
 
     def _check(self, request: Request) -> None:
         prompt, limit = len(request.prompt_ids), self._step.max_seq_len
@@ -230,27 +234,44 @@ class Engine:
             raise RequestError(f"a prompt id is outside 0..{self._step.vocab_size - 1}", field="prompt")
 
     def _loop(self) -> None:
-        while True:
+        try:
+            while self._take_step():
+                pass
+        except Exception:  # a bug of ours: whoever waits must hear of it
+            _log.exception("the engine ends")
+        finally:
             with self._work:
-                self._work.wait_for(lambda: self._closed or self._scheduler.running)
-                if self._closed:
-                    return
-                plan = self._scheduler.plan()
-            try:
-                chosen = self._run(plan)
-                self._failures_in_a_row = 0
-            except Exception:  # whatever a step raises must reach its clients, not end the thread
-                _log.exception("a step with %d chunks failed", len(plan.chunks))
-                self._failures_in_a_row += 1
-                chosen = None
-            with self._work:
-                if chosen is None:
-                    self._fail(plan)
-                else:
-                    self._deliver(plan, chosen)
-                stats = self._stats()
-            if self._on_stats is not None:
-                self._on_stats(stats)
+                self._ended = True
+                if not self._closed:  # else `close` ends the streams
+                    self._finish_all("error")
+
+    def _take_step(self) -> bool:
+        """Waits for work and does one step of it; False when the engine is closed."""
+        with self._work:
+            self._work.wait_for(lambda: self._closed or self._scheduler.running)
+            if self._closed:
+                return False
+            plan = self._scheduler.plan()
+        try:
+            chosen = self._run(plan)
+        except Exception:  # whatever a step raises must reach its clients, not end the thread
+            _log.exception("a step with %d chunks failed", len(plan.chunks))
+            chosen = None
+        with self._work:
+            whole = self._fail(plan) if chosen is None else self._deliver(plan, chosen)
+            self._failures_in_a_row = 0 if whole else self._failures_in_a_row + 1
+            stats = self._stats()
+        self._report(stats)
+        return True
+
+    def _report(self, stats: EngineStats) -> None:
+        if self._on_stats is None:
+            return
+        try:
+            self._on_stats(stats)
+        except Exception:  # counting is not worth a completion
+            _log.exception("the engine's state cannot be reported, and is not any more")
+            self._on_stats = None
 
     def _run(self, plan: Plan) -> list[int]:
         """One model step; the next ids of the plan's finished chunks in order."""
@@ -265,12 +286,21 @@ class Engine:
                 numbers.append(len(progression.ids) - progression.prompt_tokens)
         return choose(logits, samplings, numbers)
 
-    def _deliver(self, plan: Plan, chosen: list[int]) -> None:
+    def _deliver(self, plan: Plan, chosen: list[int]) -> bool:
+        """Hands each token to its request; False when one of them could not take it."""
+        whole = True
         finished_chunks = (p for p, chunk in zip(plan.sequences, plan.chunks, strict=True) if chunk.wants_logits)
         for progression, token in zip(finished_chunks, chosen, strict=True):
             running = self._requests.get(progression.request_id)
-            if running is not None:  # else aborted while the step ran
+            if running is None:  # aborted while the step ran
+                continue
+            try:
                 self._advance(running, token)
+            except Exception:  # a token that is no text must not stop the others
+                _log.exception("a token could not be delivered")
+                self._finish(running, "", "error")
+                whole = False
+        return whole
 
     def _advance(self, running: _Running, token: int) -> None:
         running.progression.ids.append(token)
@@ -287,18 +317,27 @@ class Engine:
         else:
             running.stream.put(TokenEvent(text))
 
-    def _fail(self, plan: Plan) -> None:
+    def _fail(self, plan: Plan) -> bool:
         for progression in plan.sequences:
             running = self._requests.get(progression.request_id)
             if running is not None:
                 self._finish(running, "", "error")
+        return False
 
     def _finish(self, running: _Running, text: str, reason: FinishReason) -> None:
-        del self._requests[running.request.id]
-        self._scheduler.remove(running.request.id)
-        running.stream.put(TokenEvent(text, reason))
+        if self._requests.pop(running.request.id, None) is not None:
+            running.stream.put(TokenEvent(text, reason))
+            self._scheduler.remove(running.request.id)
+
+    def _finish_all(self, reason: FinishReason) -> None:
+        """Ends every stream, whatever state the scheduler is in: nothing runs after it."""
+        for running in self._requests.values():
+            running.stream.put(TokenEvent("", reason))
+        self._requests.clear()
+        self._scheduler.clear()
 
     def _stats(self) -> EngineStats:
         active = len(self._scheduler.running)
-        healthy = not self._closed and self._failures_in_a_row < _UNHEALTHY_AFTER
+        works = not self._closed and not self._ended and self._thread.is_alive()
+        healthy = works and self._failures_in_a_row < _UNHEALTHY_AFTER
         return EngineStats(len(self._scheduler.queued), active, self._step.num_slots, healthy)

@@ -90,6 +90,12 @@ class Scheduler:
             self.queued = deque(sequence for sequence in self.queued if sequence.request_id != request_id)
         self._fill_slots()
 
+    def clear(self) -> None:
+        """Takes every sequence out and frees every slot."""
+        self.queued.clear()
+        self.running.clear()
+        self._free = list(range(self.num_slots))
+
     def plan(self) -> Plan:
         """The next step. Marks what it feeds as computed: a step that fails must fail its sequences."""
         decoding = [sequence for sequence in self.running if _unseen(sequence) == 1]
