@@ -221,7 +221,9 @@ def validator(config: TrainingConfig, tokens: Path, device: torch.device) -> Any
 def _show_progress(config: Config, metrics: Path, inputs: Inputs) -> None:
     """Shows the newest step, which rank 0 has written to its metrics file."""
     row = last_metrics(metrics)
-    if row is not None:
+    if row is None:
+        inputs.progress.waiting("workers start")
+    else:
         total = config.steps * config.global_batch_size * config.model.max_seq_len
         note = f"step {row['step']}/{config.steps}  loss {row['loss']:.3f}"
         inputs.progress.update(row["tokens"], total, "tokens", note)

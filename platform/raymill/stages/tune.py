@@ -204,7 +204,9 @@ def _show_progress(config: Config, inputs: Inputs) -> None:
     """Adds up what the trials have written to their metrics files."""
     folders = [_trial_folder(inputs.draft.work, number) for number in range(config.num_trials)]
     rows = [row for row in (last_metrics(folder / METRICS) for folder in folders) if row is not None]
-    if rows:
+    if not rows:
+        inputs.progress.waiting("trials start")
+    else:
         done = sum(row["step"] >= config.steps for row in rows)
         tokens = sum(row["tokens"] for row in rows)
         note = f"{len(rows)} of {config.num_trials} trials begun, {done} at the end"

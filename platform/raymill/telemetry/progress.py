@@ -36,13 +36,14 @@ class Progress:
         self._history.append((now, done))
         while len(self._history) > 2 and now - self._history[0][0] > _WINDOW_S:
             self._history.popleft()
-        if now - self._started < _QUIET_S:
-            return
-        if now - self._shown_at < (_LIVE_EVERY_S if self._live else _PLAIN_EVERY_S):
-            return
-        self._shown_at = now
-        self._shown = True
-        self._write(self._line(now, done, total, unit, note))
+        if self._due(now):
+            self._write(self._line(now, done, total, unit, note))
+
+    def waiting(self, what: str) -> None:
+        """Work that has nothing to count yet: says what is waited for and since when."""
+        now = time.monotonic()
+        if self._due(now):
+            self._write(f"{self.label}: {what}  {duration(now - self._started)}")
 
     def note(self, text: str) -> None:
         """One line that stays, for what a person should know though nothing failed."""
@@ -55,6 +56,13 @@ class Progress:
         if self._live and self._shown:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
+
+    def _due(self, now: float) -> bool:
+        if now - self._started < _QUIET_S or now - self._shown_at < (_LIVE_EVERY_S if self._live else _PLAIN_EVERY_S):
+            return False
+        self._shown_at = now
+        self._shown = True
+        return True
 
     def _line(self, now: float, done: float, total: float | None, unit: str, note: str) -> str:
         (first_at, first), (last_at, last) = self._history[0], self._history[-1]
