@@ -304,16 +304,8 @@ def _explain(error: OSError) -> RaymillError:
 
     from raymill.errors import MachineError
 
-    fixes = {
-        errno.ENOSPC: "free space, then run the same command again",
-        errno.EDQUOT: "free space, then run the same command again",
-        errno.EROFS: "name a folder on a disk that can be written",
-        errno.EEXIST: "name a folder, or a file that is not there yet",
-        errno.ENOTDIR: "name a folder",
-        errno.EISDIR: "name a file",
-        errno.ENOENT: "check the path",
-    }
-    fix = fixes.get(error.errno or 0, "check the path and its rights, then run the same command again")
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    fix = f"{'free space' if full else 'check the path and its rights'}, then run the same command again"
     what = "a file or folder cannot be used" if error.filename is None else f"{error.filename} cannot be used"
     return MachineError(what, why=error.strerror, fix=fix)
 

@@ -13,19 +13,23 @@ import difflib
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymill.artifact import MANIFEST, Artifact, open_artifact, write_atomic
+from raymill.artifact import MANIFEST, Artifact, discard, open_artifact, write_atomic
 from raymill.errors import ArtifactError, MachineError, UsageError
 
 LIVE_FILE = "endpoint.json"
+_LOCK = ".lock"
+_LOCK_PATIENCE_S = 1.0  # who looks whether a run is up has its lock for a moment
 _STOP_TIMEOUT_S = 60.0
 
 
@@ -40,34 +44,57 @@ class Live:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds a run for this process; MachineError when another one has it. The kernel frees it even after kill -9."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        why = error.strerror
-        raise MachineError(f"{folder} cannot be written", why=why, fix="set `storage:` in the cluster file") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid = os.pread(descriptor, 32, 0).decode() or "another process"
-        os.close(descriptor)
-        raise MachineError(
-            f"run {folder.name} is in use by process {pid}",
-            fix=f"wait for it, or stop it: raymill stop {folder.name}",
-        ) from None
+    descriptor = _take_lock(folder)
     try:
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}".encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def _take_lock(folder: Path) -> int:
+    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            fix = "set `storage:` in the cluster file"
+            raise MachineError(f"{folder} cannot be written", why=error.strerror, fix=fix) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_file(descriptor, folder / _LOCK):
+                return descriptor
+            os.close(descriptor)  # the run was removed meanwhile, its lock with it
+        except BlockingIOError:
+            os.close(descriptor)
+            if time.monotonic() > deadline:
+                raise _in_use(folder) from None
+            time.sleep(0.05)
+
+
+def _in_use(folder: Path) -> MachineError:
+    pid = _holder(folder)
+    by = "another process" if pid is None else f"process {pid}"
+    fix = f"wait for it, or stop it: {stop_command(folder)}; what it has done so far is kept"
+    return MachineError(f"run {folder.name} is in use by {by}", fix=fix)
+
+
+def stop_command(folder: Path) -> str:
+    """What to type to stop the run."""
+    words = ["raymill", "stop", folder.name]
+    if folder.parent != Path("runs"):
+        words += ["--set", f"cluster.storage={json.dumps(str(folder.parent))}"]
+    return shlex.join(words)
 
 
 def list_runs(storage: Path) -> list[Path]:
     """Every run folder, sorted by name."""
     if not storage.is_dir():
         return []
-    return sorted(path for path in storage.iterdir() if (path / "run.yaml").is_file())
+    found = [path for path in storage.iterdir() if not path.name.startswith(".")]  # else half removed
+    return sorted(path for path in found if (path / "run.yaml").is_file())
 
 
 def find_run(storage: Path, name: str) -> Path:
@@ -93,9 +120,13 @@ def artifacts(folder: Path) -> list[Artifact]:
 
 
 def remove_run(folder: Path) -> None:
-    """Deletes a run; MachineError while a process has it."""
+    """Deletes a run; MachineError while a process has it. Killed on the way, all of it or nothing is listed."""
     with locked(folder):
-        shutil.rmtree(folder)
+        discard(folder)
+    for left in folder.parent.glob(".*.*.tmp"):  # by a process that was killed while it removed a run
+        pid = left.name.split(".")[-2]
+        if left.is_dir() and pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_live(folder: Path, url: str) -> None:
@@ -112,35 +143,69 @@ def read_live(folder: Path) -> Live | None:
     try:
         values: dict[str, Any] = json.loads((folder / LIVE_FILE).read_text(encoding="utf-8"))
         live = Live(**values)
-        holder = (folder / ".lock").read_text(encoding="utf-8")
+        holder = (folder / _LOCK).read_text(encoding="utf-8")
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return None
-    if holder != str(live.pid) or not _is_locked(folder):
+    if holder.split()[:1] != [str(live.pid)] or not _is_locked(folder):
         return None  # it was killed before it could clean up
     return live
 
 
-def stop_endpoint(folder: Path) -> bool:
-    """Asks the process that serves a run to stop and waits for it. False when none does."""
-    live = read_live(folder)
-    if live is None:
+def stop_run(folder: Path) -> bool:
+    """Asks the process that has a run, whatever it does with it, to stop, and waits. False when none has it.
+
+    MachineError when it does not stop, or is not a process of this machine.
+    """
+    if not _is_locked(folder):
         return False
-    os.kill(live.pid, signal.SIGTERM)
+    pid = _holder(folder)
+    if pid is None:
+        what = f"run {folder.name} is in use by a process that is not on this machine"
+        raise MachineError(what, fix="stop it where it was started")
+    with suppress(ProcessLookupError):  # it ended by itself
+        os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + _STOP_TIMEOUT_S
     while _is_locked(folder):
         if time.monotonic() > deadline:
-            raise MachineError(f"process {live.pid} did not stop", fix=f"kill -9 {live.pid}")
+            raise MachineError(f"process {pid} did not stop", fix=f"kill -9 {pid}")
         time.sleep(0.1)
     return True
 
 
+def _holder(folder: Path) -> int | None:
+    """The process that has, or had, the run, if it lives on this machine."""
+    try:
+        pid, machine = (folder / _LOCK).read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return None
+    return int(pid) if machine == socket.gethostname() and _is_alive(int(pid)) else None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # someone else's
+    return True
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _is_locked(folder: Path) -> bool:
     try:
-        descriptor = os.open(folder / ".lock", os.O_RDWR)
+        descriptor = os.open(folder / _LOCK, os.O_RDWR)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:

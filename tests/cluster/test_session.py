@@ -123,6 +123,52 @@ def test_nothing_listens_there(home: Path) -> None:
     assert time.monotonic() - began < 5
 
 
+def test_which_cluster(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cloud = ClusterConfig(provider="aws", name="cloud", region="eu-central-1", storage="/mnt/runs")
+    assert Cluster(cloud).address is None
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert Cluster(ClusterConfig()).address is None  # left in the shell for something else
+    assert Cluster(cloud).address == "head:6379"
+    assert Cluster(ClusterConfig(address="mine:6379")).address == "mine:6379"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert Cluster(ClusterConfig()).address == "head:6379"
+
+
+def test_a_local_file_without_machines_asks_the_cluster_it_attaches_to(home: Path) -> None:
+    with pytest.raises(MachineError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
+        Cluster(ClusterConfig(address="127.0.0.1:1")).check_fits("train", 100, "train")
+
+
+LEAVING = """
+import sys, ray
+from raymill.cluster.config import ClusterConfig
+from raymill.cluster.session import Cluster
+
+def bad():
+    raise OSError("bad ending")
+
+try:
+    with Cluster(ClusterConfig()) as cluster:
+        cluster.connect()
+        cluster.at_close(lambda: print("first started"))
+        cluster.at_close(bad)
+        if sys.argv[1:] == ["fail"]:
+            raise ValueError("the real error")
+except Exception as error:
+    print(error, *getattr(error, "__notes__", []))
+print(ray.is_initialized())
+"""
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"), [("", "bad ending"), ("fail", "the real error and then, leaving Ray: OSError('bad ending')")]
+)
+def test_an_ending_that_fails_neither_keeps_ray_nor_hides_an_error(home: Path, argument: str, said: str) -> None:
+    command = [sys.executable, "-c", LEAVING, argument]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines() == ["first started", said, "False"]
+
+
 def test_a_cloud_is_not_here(home: Path) -> None:
     config = ClusterConfig(provider="aws", name="cloud", region="eu-central-1", storage="/mnt/runs")
     with pytest.raises(UsageError, match=r"cluster cloud \(aws\) is not running here"):

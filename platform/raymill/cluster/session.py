@@ -1,8 +1,9 @@
 """The one place that starts Ray or attaches to it.
 
 provider local starts Ray inside this process: when the process dies, even by kill -9, so does every Ray process. Any
-other provider, or an `address`, attaches to a running cluster. Ray starts on first use, so a run in which everything is
-cached never pays for it. Starting costs 3 s and, for Ray's own processes, about 0.8 GB of memory on two cores.
+other provider, or an `address`, attaches to a running cluster; `Cluster.address` says which. Ray starts on first use, so
+a run in which everything is cached never pays for it. Starting costs 3 s and, for Ray's own processes, about 0.8 GB of
+memory on two cores.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from raymill.cluster.config import ClusterConfig, RoleName
+from raymill.cluster.config import ClusterConfig, Machines, RoleName
 from raymill.cluster.resources import local_gpus, memory_bytes, usable_cpus
 from raymill.errors import CapacityError, MachineError, UsageError
 
@@ -37,6 +38,7 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints tables even at verbose=0
     "TOKENIZERS_PARALLELISM": "false",
 }
+_JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the process of a job that was submitted, and nowhere else
 _DIAL_TIMEOUT_S = 5.0
 _ACCESS_FIX = "export RAY_AUTH_TOKEN_PATH=FILE with the cluster's token (on its head: ~/.ray/auth_token)"
 _LONGEST_TEMP = 24  # Ray's socket paths must stay under 107 characters; it adds 80
@@ -50,11 +52,21 @@ class Cluster:
         self._connected = False
         self._endings: list[Callable[[], None]] = []
 
+    @property
+    def address(self) -> str | None:
+        """The running cluster to attach to; None where Ray is started here.
+
+        It is the file's `address`, or RAY_ADDRESS where the file names a place that launchers start, or inside a Ray
+        job. A plain local run goes by its file alone: a RAY_ADDRESS left in a shell must not send it elsewhere.
+        """
+        meant = self.config.provider != "local" or _JOB_MARK in os.environ
+        return self.config.address or (os.environ.get("RAY_ADDRESS") if meant else None) or None
+
     def connect(self) -> None:
         """Starts or attaches to Ray; does nothing the second time. MachineError when it cannot."""
         if self._connected:
             return
-        address = self.config.address or os.environ.get("RAY_ADDRESS")
+        address = self.address
         if address is None and self.config.provider != "local":
             raise UsageError(
                 f"cluster {self.config.name} ({self.config.provider}) is not running here",
@@ -63,6 +75,8 @@ class Cluster:
         set_environment(foreign=address is not None)
         if address is not None:
             _dial(address)
+        else:
+            os.environ.pop("RAY_ADDRESS", None)  # Ray's libraries would follow it
         import ray
         from ray.exceptions import AuthenticationError
 
@@ -103,15 +117,25 @@ class Cluster:
         self._endings.append(ending)
 
     def close(self) -> None:
-        """Stops Ray if this session started it, Serve with it; else leaves the cluster as it is."""
+        """Stops Ray if this session started it, Serve with it; else leaves the cluster as it is.
+
+        Every ending runs, and Ray is left, even when one raises; an error that is already on its way stays the one told.
+        """
         if not self._connected:
             return
         import ray
 
-        while self._endings:
-            self._endings.pop()()
-        ray.shutdown()
+        cause = sys.exception()
         self._connected = False
+        try:
+            with ExitStack() as endings:
+                endings.callback(ray.shutdown)
+                while self._endings:
+                    endings.callback(self._endings.pop(0))
+        except Exception as error:
+            if cause is None:
+                raise
+            cause.add_note(f"and then, leaving Ray: {error!r}")
 
     def __enter__(self) -> Cluster:
         return self
@@ -126,7 +150,7 @@ class Cluster:
         return usable_cpus()
 
     def capacity(self, role: RoleName) -> tuple[float, float]:
-        """CPUs and GPUs that workers of a role can have at most, from the cluster file alone."""
+        """CPUs and GPUs that workers of a role can have at most."""
         cpus, gpus, _ = self._machine(role)
         return cpus, gpus
 
@@ -146,12 +170,24 @@ class Cluster:
                 )
 
     def _machine(self, role: RoleName) -> tuple[float, float, float]:
-        """CPUs, GPUs and GiB of memory of all machines of a role together."""
-        if self.config.provider == "local" and self.config.address is None:
-            return float(self.local_cpus()), float(local_gpus()), memory_bytes() / 2**30
+        """CPUs, GPUs and GiB of memory of all machines of a role together, by the cluster file.
+
+        A local file need not describe the cluster that it attaches to: then Ray is asked what it has.
+        """
         own = self.config.roles.of(role).machines
+        if self.config.provider == "local" and self.address is None:
+            return float(self.local_cpus()), float(local_gpus()), memory_bytes() / 2**30
+        if self.config.provider == "local" and own is None and self.config.head == Machines():
+            return self._resources()
         machines, count = (self.config.head, 1) if own is None else (own, own.max_count)
         return float(machines.cpus * count), float(machines.gpus * count), machines.memory_gib * count
+
+    def _resources(self) -> tuple[float, float, float]:
+        self.connect()
+        import ray
+
+        have = ray.cluster_resources()
+        return have.get("CPU", 0.0), have.get("GPU", 0.0), have.get("memory", 0.0) / 2**30
 
 
 def set_environment(*, foreign: bool) -> None:
