@@ -15,8 +15,8 @@ import torch
 import uvicorn
 from torch import Tensor
 
-from raymill.api.auth import KeyFile
-from raymill.api.routes import Settings, create_app
+from raymill.api.keys import KeyFile
+from raymill.api.routes import ApiSettings, create_app
 from raymill.inference.engine import Engine
 from raymill.inference.scheduler import Chunk
 from raymill.telemetry.metrics import Metrics
@@ -83,7 +83,14 @@ def served(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> It
     engine = Engine(step, lambda: StreamDecoder(tokenizer), max_queued=4, max_step_tokens=32)
     keys = KeyFile(Path(tmp_path_factory.mktemp("keys")) / "api_keys.json")
     client_key, metrics_key = keys.create("client"), keys.create("metrics")
-    settings = Settings(model_name="tiny", quantization="int8", max_body_bytes=64 * 1024, stream_interval_ms=5)
+    settings = ApiSettings(
+        model_name="tiny",
+        quantization="int8",
+        max_body_bytes=64 * 1024,
+        stream_interval_ms=5,
+        body_timeout_s=1.0,
+        request_timeout_s=4.0,
+    )
     app = create_app(engine, tokenizer, settings, keys, Metrics())
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))

@@ -1,11 +1,8 @@
-import hashlib
-import json
-
 import pytest
 
-from raymill.api.auth import POLICY, KeyFile, route_of
-from raymill.api.routes import Settings, create_app
-from raymill.errors import MachineError
+from raymill.api.auth import POLICY, route_of
+from raymill.api.keys import KeyFile
+from raymill.api.routes import ApiSettings, create_app
 from raymill.telemetry.metrics import Metrics
 
 PATHS = {path.replace("{id}", "tiny"): role for path, role in POLICY.items()}
@@ -60,7 +57,7 @@ def test_a_key_opens_its_own_routes_only(served, path):
 
 def test_every_route_has_a_policy_and_every_policy_a_route(served):
     app = create_app(
-        served.engine, served.tokenizer, Settings(model_name="x", quantization="none"), served.keys, Metrics()
+        served.engine, served.tokenizer, ApiSettings(model_name="x", quantization="none"), served.keys, Metrics()
     )
     assert {route_of(path.replace("{model_id}", "x")) for path in paths_of(app)} == set(POLICY)
 
@@ -70,47 +67,30 @@ def test_a_route_without_a_policy_cannot_be_reached(served, tmp_path):
 
     keys = KeyFile(tmp_path / "api_keys.json")
     key = keys.create("client")
-    app = create_app(served.engine, served.tokenizer, Settings(model_name="x", quantization="none"), keys, Metrics())
+    app = create_app(served.engine, served.tokenizer, ApiSettings(model_name="x", quantization="none"), keys, Metrics())
     app.add_api_route("/secret", lambda: "open", methods=["GET"])
     client = TestClient(app)
     assert client.get("/secret").status_code == 401
     assert client.get("/secret", headers={"Authorization": f"Bearer {key}"}).status_code == 404
 
 
-def test_only_hashes_are_stored_and_only_the_owner_reads_them(tmp_path):
-    keys = KeyFile(tmp_path / "api_keys.json")
-    made = [keys.create("client"), keys.create("metrics")]
-    text = keys.path.read_text()
-    assert keys.path.stat().st_mode & 0o777 == 0o600
-    assert all(key.startswith("sk-") and len(key) > 40 and key[3:] not in text for key in made)
-    assert hashlib.sha256(made[0].encode()).hexdigest() in text
-    assert [keys.role_of(key) for key in (*made, "sk-other", "")] == ["client", "metrics", None, None]
+@pytest.mark.parametrize("path", ["/secret", "/health", "/v1/models"])
+@pytest.mark.parametrize("with_key", [False, True])
+def test_a_websocket_is_closed_whatever_routes_exist(served, path, with_key):
+    from starlette.testclient import TestClient
+    from starlette.websockets import WebSocketDisconnect
 
+    reached = []
+    app = create_app(
+        served.engine, served.tokenizer, ApiSettings(model_name="x", quantization="none"), served.keys, Metrics()
+    )
 
-def test_keys_made_and_removed_elsewhere_count_at_once(tmp_path):
-    here, elsewhere = KeyFile(tmp_path / "api_keys.json"), KeyFile(tmp_path / "api_keys.json")
-    assert not here.has("client")
-    key = elsewhere.create("client")
-    assert here.role_of(key) == "client"
-    second = elsewhere.create("client")
-    values = json.loads(here.path.read_text())
-    values["keys"] = values["keys"][1:]
-    aside = tmp_path / "aside"
-    aside.write_text(json.dumps(values))
-    aside.chmod(0o600)
-    aside.replace(here.path)
-    assert (here.role_of(key), here.role_of(second)) == (None, "client")
-    here.path.unlink()
-    assert here.role_of(second) is None
+    async def accept(websocket):
+        reached.append(websocket)
+        await websocket.accept()
 
-
-def test_a_file_others_can_read_or_that_is_damaged_is_refused(tmp_path):
-    keys = KeyFile(tmp_path / "api_keys.json")
-    key = keys.create("client")
-    keys.path.chmod(0o640)
-    with pytest.raises(MachineError, match="chmod 600"):
-        keys.role_of(key)
-    keys.path.chmod(0o600)
-    keys.path.write_text('{"keys": [{"role": "admin"}]}')
-    with pytest.raises(MachineError, match="damaged"):
-        keys.role_of(key)
+    app.add_api_websocket_route(path, accept)
+    headers = {"Authorization": f"Bearer {served.client_key}"} if with_key else {}
+    with pytest.raises(WebSocketDisconnect) as closed, TestClient(app).websocket_connect(path, headers=headers):
+        pass
+    assert closed.value.code == 1008 and not reached

@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -159,6 +160,26 @@ def test_a_lie_about_the_length_is_refused_before_the_body_comes(served):
         head = f"POST {COMPLETION} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {served.client_key}\r\n"
         connection.sendall(f"{head}Content-Length: 10000000000\r\n\r\n".encode())
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
+def test_a_body_that_never_ends_is_408(served, framing):
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        head = (
+            f"POST {COMPLETION} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {served.client_key}\r\n{framing}\r\n\r\n"
+        )
+        began, answer = time.monotonic(), b""
+        connection.sendall(head.encode())
+        connection.settimeout(0.2)
+        while b"}}" not in answer and time.monotonic() - began < 4:
+            with suppress(TimeoutError):
+                answer += connection.recv(4096)
+            if not answer:
+                connection.sendall(b"1\r\n \r\n" if "chunked" in framing else b" ")  # never silent, never done
+        assert answer.startswith(b"HTTP/1.1 408") and 0.8 < time.monotonic() - began < 3
+        error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+        assert set(error) == SHAPE and "within 1 s" in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,17 @@ def test_a_client_that_goes_away_frees_its_slots(served, stream, choices):
     assert time.monotonic() - began < 1, "100 tokens would have taken 2 s"
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_completion_that_takes_too_long_is_given_up_and_its_slots_are_free(served, stream):
+    served.step.pause_s = 0.1
+    began = time.monotonic()
+    answer = completion(served, max_tokens=100, n=2, stream=stream)
+    assert 3.5 < time.monotonic() - began < 6, "100 tokens would take 10 s"
+    error = events(answer)[-1]["error"] if stream else answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (200 if stream else 504, "timeout")
+    assert served.settled()
+
+
 def test_clients_that_leave_while_they_queue_free_the_queue(served):
     served.step.pause_s = 0.05
 

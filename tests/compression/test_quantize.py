@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from raymill.compression import quantize
 from raymill.compression.quantize import (
     Int8Linear,
-    load_checkpoint,
+    load_served_model,
     quantize_model,
     quantize_rows,
     save_quantized,
@@ -66,7 +66,7 @@ def test_a_saved_model_comes_back_bit_for_bit_at_a_quarter_of_the_size(tmp_path,
     reference = model(ids)
     quantize_model(model)
     save_quantized(packed, model, end_id=0)
-    loaded = load_checkpoint(packed)
+    loaded = load_served_model(packed)
     assert torch.equal(loaded(ids), model(ids))
     assert float((loaded(ids) - reference).norm() / reference.norm()) < 0.05
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (full, packed)]
@@ -81,7 +81,7 @@ def test_a_full_precision_checkpoint_loads_too(tmp_path):
     model = small_model()
     save_model(tmp_path, model, end_id=0)
     ids = torch.arange(10)[None]
-    assert torch.equal(load_checkpoint(tmp_path)(ids), model(ids))
+    assert torch.equal(load_served_model(tmp_path)(ids), model(ids))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_weights_that_do_not_fit_the_config_are_refused(tmp_path, damage):
     damage(tensors)
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ArtifactError, match="does not match"):
-        load_checkpoint(tmp_path)
+        load_served_model(tmp_path)
 
 
 def test_an_unknown_quantization_is_refused(tmp_path):
@@ -112,4 +112,4 @@ def test_an_unknown_quantization_is_refused(tmp_path):
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**values, "quantization": {"method": "int3"}}))
     with pytest.raises(ArtifactError, match="int3"):
-        load_checkpoint(tmp_path)
+        load_served_model(tmp_path)

@@ -273,6 +273,7 @@ def test_stats_that_cannot_be_reported_do_not_stop_completions(engine_of, alphab
     assert len(calls) == 1
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_ends_ends_every_stream_and_is_unhealthy(engine_of, alphabet):
     class Fatal(alphabet):
         def __call__(self, chunks):

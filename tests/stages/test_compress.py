@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from raymill.artifact import Draft
 from raymill.cluster.config import ClusterConfig
 from raymill.cluster.session import Cluster
-from raymill.compression.quantize import load_checkpoint
+from raymill.compression.quantize import load_served_model
 from raymill.config import Config
 from raymill.dataset.shards import INDEX, ShardEntry, ShardIndex
 from raymill.errors import ArtifactError, QualityError
@@ -51,15 +51,16 @@ def test_the_result_is_smaller_measured_and_runs(inputs):
     (inputs.draft.path / "left-over").mkdir()
     (inputs.draft.path / "left-over" / "file").touch()
     threads = torch.get_num_threads()
-    made = compress.run(compress.Config(max_sequences=8), inputs, Cluster(ClusterConfig()))
+    made = compress.run(compress.Config(max_sequences=8, batch_size=4), inputs, Cluster(ClusterConfig()))
     assert torch.get_num_threads() == threads
     figures = made.figures
     assert figures["weights_bytes_before"] / figures["weights_bytes"] > 3
     assert 0 < abs(figures["quality_loss"]) < 0.02
-    assert figures["tokens_per_s_8_sequences_after"] > 0 and figures["tokens_per_s_1_sequences_before"] > 0
+    speeds = [f"tokens_per_s_{count}_sequences_{when}" for count in (1, 8) for when in ("before", "after")]
+    assert all(figures[name] > 0 for name in speeds)
     assert made.manifest.summary.startswith("int8: ") and "perplexity " in made.manifest.summary
     assert [entry.path for entry in made.manifest.files] == ["config.json", "model.safetensors", "tokenizer.json"]
-    assert load_checkpoint(made.path)(torch.arange(8)[None]).shape == (1, 8, 300)
+    assert load_served_model(made.path)(torch.arange(8)[None]).shape == (1, 8, 300)
 
 
 def test_a_model_that_lost_too_much_is_refused_with_the_figures_and_nothing_is_published(inputs):

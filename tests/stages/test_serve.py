@@ -17,13 +17,13 @@ import openai
 import pytest
 from pydantic import ValidationError
 
-from raymill.api.auth import KeyFile
+from raymill.api.keys import KeyFile
 from raymill.artifact import Draft
-from raymill.cluster.config import ClusterConfig, EndpointAddress
+from raymill.cluster.config import ClusterConfig, EndpointAddress, Role, Roles
 from raymill.cluster.session import Cluster
 from raymill.compression.quantize import quantize_model, save_quantized
 from raymill.config import Config
-from raymill.errors import ArtifactError, MachineError
+from raymill.errors import ArtifactError, MachineError, UsageError
 from raymill.model.config import ModelConfig
 from raymill.model.transformer import Transformer
 from raymill.stages import monitor, serve
@@ -71,6 +71,15 @@ def test_an_address_of_another_machine_is_refused_here_but_not_asked_of_another_
     serve.preflight(serve.Config(), ClusterConfig(endpoint=there, address="10.0.0.1:6379"))
 
 
+def test_more_gpus_than_a_replica_uses_are_refused():
+    def with_gpus(gpus):
+        return place(free_port(), roles=Roles(serve=Role(gpus_per_worker=gpus)))
+
+    serve.preflight(serve.Config(), with_gpus(1))
+    with pytest.raises(UsageError, match=r"(?s)cannot use 2 GPUs.*gpus_per_worker"):
+        serve.preflight(serve.Config(), with_gpus(2))
+
+
 def test_the_port_is_checked_before_ray_starts(checkpoint, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         cluster = Cluster(place(taken.getsockname()[1]))
@@ -102,6 +111,11 @@ def test_a_ray_service_serves_the_newest_checkpoint_of_a_run(checkpoint, tmp_pat
     assert deployment.init_args[1] == str(tmp_path / "compress-00000000")
     assert (deployment.init_args[4], deployment.ray_actor_options["num_cpus"]) == (2, 2)
     assert deployment.init_args[3]["quantization"] == "int8"
+    assert deployment.init_args[3]["request_timeout_s"] == 600
+    assert (deployment.init_args[5], deployment.ray_actor_options["num_gpus"]) == ("cpu", 0)
+    args["role"] = {"gpus_per_worker": 0.5}
+    deployment = serve.application(args)._bound_deployment
+    assert (deployment.init_args[5], deployment.ray_actor_options["num_gpus"]) == ("cuda", 0.5)
 
 
 def test_a_key_is_made_once_shown_once_and_can_be_replaced(tmp_path):
@@ -124,6 +138,7 @@ def test_a_key_is_made_once_shown_once_and_can_be_replaced(tmp_path):
         {"max_body_kib": 0},
         {"model_name": ""},
         {"stream_interval_ms": -1},
+        {"request_timeout_s": 0},
         {"replica": 2},
     ],
 )
@@ -213,6 +228,16 @@ def test_openai_clients_stream_and_leave_through_serve(endpoint):
         text = httpx.get(made.figures["url"].removesuffix("v1") + "metrics", headers=headers).text
         active = monitor.parse_scrape(text)["raymill_active_slots"]
     assert active == 0
+
+
+def test_a_second_run_does_not_take_the_address_over(endpoint, checkpoint, tmp_path):
+    made, _, _, session = endpoint
+    inputs = Inputs({"checkpoint": checkpoint}, Draft(tmp_path / "serve-00000000"), tmp_path, Progress("serve"))
+    endings = len(session.endings)
+    with pytest.raises(MachineError, match="serves run tiny already"):
+        serve.run(serve.Config(), inputs, Neighbour(free_port()))
+    assert len(session.endings) == endings
+    assert httpx.get(made.figures["url"].removesuffix("v1") + "health").status_code == 200
 
 
 def test_monitor_watches_both_replicas(endpoint, tmp_path):

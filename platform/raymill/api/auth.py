@@ -1,31 +1,18 @@
-"""Who may call what: API keys by role, checked before anything else looks at a request.
+"""Who may call what: the role of a request's key, checked before anything else of the app looks at the request.
 
-In api_keys.json (mode 0600) only the sha256 of each key is stored; a key itself is shown once, when it is made. Keys are
-256 random bits, so a plain hash is enough. The file is read again when it changes: a key made or removed while the
-endpoint is up counts from the next request.
-
-Default deny: a path that `POLICY` does not name answers 401 without a key and 404 with one, whatever routes exist.
+Default deny: a path that `POLICY` does not name answers 401 without a key and 404 with one, whatever routes the app has;
+a websocket is closed. In front of the app stands Ray Serve's own proxy, which answers two paths itself, without a key:
+/-/healthz says that the proxy runs and /-/routes names the Serve application and its prefix, nothing more. Serve has no
+setting that closes them: where even that is too much, close /-/ in the load balancer or firewall before it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import os
-import secrets
-import stat
-import time
-from pathlib import Path
-from typing import Literal
-
-from pydantic import ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from raymill.api.keys import KeyFile, Role
 from raymill.api.responses import error_response
-from raymill.config import Config
-from raymill.errors import MachineError, RequestError
-
-Role = Literal["client", "metrics"]
+from raymill.errors import RequestError
 
 POLICY: dict[str, Role | None] = {
     "/health": None,
@@ -36,81 +23,7 @@ POLICY: dict[str, Role | None] = {
     "/v1/chat/completions": "client",
 }
 """The role a route asks for; None is open to everyone."""
-
-
-class KeyEntry(Config):
-    """One key."""
-
-    role: Role
-    """What it opens."""
-    sha256: str
-    """Hex digest of the key."""
-    created_at: str
-    """UTC time, ISO 8601."""
-
-
-class KeyList(Config):
-    """api_keys.json."""
-
-    keys: tuple[KeyEntry, ...] = ()
-    """Every key that is good."""
-
-
-class KeyFile:
-    """The keys of an endpoint, followed as their file changes."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._seen: tuple[int, ...] | None = None
-        self._list = KeyList()
-
-    def role_of(self, key: str) -> Role | None:
-        """The role a key has, or None. Every stored hash is compared, in constant time."""
-        digest = _digest(key)
-        found: Role | None = None
-        for entry in self._current().keys:
-            if hmac.compare_digest(entry.sha256, digest):
-                found = entry.role
-        return found
-
-    def has(self, role: Role) -> bool:
-        return any(entry.role == role for entry in self._current().keys)
-
-    def create(self, role: Role) -> str:
-        """Makes a key, stores its hash and returns it; it cannot be had again."""
-        key = f"sk-{secrets.token_urlsafe(32)}"
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        entry = KeyEntry(role=role, sha256=_digest(key), created_at=now)
-        keys = KeyList(keys=(*self._current().keys, entry))
-        write_private(self.path, keys.model_dump_json(indent=1) + "\n")
-        return key
-
-    def _current(self) -> KeyList:
-        try:
-            status = self.path.stat()
-        except FileNotFoundError:
-            self._seen, self._list = None, KeyList()
-            return self._list
-        seen = (status.st_ino, status.st_mtime_ns, status.st_size, status.st_mode)
-        if seen != self._seen:
-            self._list = self._read(status.st_mode)
-            self._seen = seen
-        return self._list
-
-    def _read(self, mode: int) -> KeyList:
-        if mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise MachineError(
-                f"{self.path} can be read by others",
-                why=f"its mode is {stat.filemode(mode)}",
-                fix=f"chmod 600 {self.path}",
-            )
-        try:
-            return KeyList.model_validate_json(self.path.read_bytes())
-        except ValidationError as error:
-            why = str(error.errors()[0]["msg"])
-            raise MachineError(
-                f"{self.path} is damaged", why=why, fix="raymill serve --new-key makes new keys"
-            ) from None
+_POLICY_VIOLATION = 1008
 
 
 class Guard:
@@ -124,7 +37,9 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        assert scope["type"] == "http", "websockets are not routed here"
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})  # before accept: the client sees a 403
+            return
         refusal = self._refuse(scope)
         if refusal is None:
             await self._app(scope, receive, send)
@@ -160,25 +75,9 @@ def route_of(path: str) -> str | None:
     return "/v1/models/{id}" if head == "/v1/models" and last else None
 
 
-def write_private(path: Path, text: str) -> None:
-    """Writes a file only its owner can read, at one stroke."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.unlink(missing_ok=True)
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
 def _bearer(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
         if name == b"authorization":
             scheme, _, key = value.decode("latin-1").partition(" ")
             return key.strip() if scheme.lower() == "bearer" and key.strip() else None
     return None
-
-
-def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()

@@ -1,6 +1,7 @@
 """A parsed request through the engine and back: one JSON answer, or server-sent events as the text is made.
 
-When the client goes away, at any moment, every choice of its request is aborted and its slots are free. Text that is
+When the client goes away, at any moment, or the request takes too long, every choice of it is aborted and its slots are
+free. A stream that took too long ends with an error event, where its client still reads. Text that is
 ready is written together: one event at most every `stream_interval_ms`, but the first token at once.
 """
 
@@ -10,6 +11,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -25,6 +27,7 @@ from raymill.inference.sampling import Sampling
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
+_LAST_WORD_S = 1.0
 
 
 class Engine(Protocol):
@@ -126,7 +129,7 @@ class Completion:
             if self._usage_wanted:
                 yield self._event([], self.usage)
         except RequestError as error:
-            yield b"data: " + orjson.dumps(error_body(error)) + b"\n\n"
+            yield _error_event(error)
         yield DONE
 
     def _join(self, batch: Sequence[TokenEvent]) -> tuple[str, str | None]:
@@ -169,18 +172,24 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[bool], None]) -> None:
+    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[bool], None], timeout_s: float) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = events
         self._on_end = on_end
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        finished = None
+        gone, timeout = True, None
         try:
-            finished = await unless_gone(receive, self._send_all(send))
+            gone = await unless_gone(receive, self._send_all(send), self._timeout_s) is None
+        except RequestError as error:
+            gone, timeout = False, error
         finally:
-            self._on_end(finished is None)
+            self._on_end(gone)
+        if timeout is not None:
+            with suppress(TimeoutError):  # a client that does not read is why it took so long
+                await asyncio.wait_for(self._send_end(send, timeout), _LAST_WORD_S)
 
     async def _send_all(self, send: Send) -> bool:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -189,17 +198,30 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b""})
         return True
 
+    async def _send_end(self, send: Send, error: RequestError) -> None:
+        await send({"type": "http.response.body", "body": _error_event(error) + DONE})
 
-async def unless_gone(receive: Receive, work: Awaitable[T]) -> T | None:
-    """The result of `work`, or None when the client went away first; `work` is cancelled then."""
+
+async def unless_gone(receive: Receive, work: Awaitable[T], timeout_s: float) -> T | None:
+    """The result of `work`, or None when the client went away first; `work` is cancelled then.
+
+    RequestError 504 when neither happened in time.
+    """
     working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_until_gone(receive))
     try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait({working, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            what = f"the completion was not done within {timeout_s:g} s"
+            raise RequestError(what, status=504, fix="ask for fewer tokens, or when the endpoint has less to do")
         return working.result() if working.done() else None
     finally:
         for task in (working, gone):
             task.cancel()
         await asyncio.gather(working, gone, return_exceptions=True)
+
+
+def _error_event(error: RequestError) -> bytes:
+    return b"data: " + orjson.dumps(error_body(error)) + b"\n\n"
 
 
 async def _until_gone(receive: Receive) -> None:

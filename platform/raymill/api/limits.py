@@ -1,7 +1,8 @@
-"""What every request meets before its route: a bound on its body, and a count in the metrics."""
+"""What every request meets before its route: bounds on its body's size and time, and a count in the metrics."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,11 +14,15 @@ from raymill.telemetry.metrics import DURATION, REQUESTS, Metrics
 
 
 class BodyLimit:
-    """ASGI: refuses a body over `max_bytes` by its declared length, or as soon as so much has come in."""
+    """ASGI: refuses a body over `max_bytes` by its declared length or as soon as so much has come in, and a slow one.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    Without the bound on time, a client that never ends its body would hold its task for ever.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -32,11 +37,20 @@ class BodyLimit:
         if not declared.isdigit() or int(declared) > self._max_bytes:
             await error_response(self._refusal())(scope, receive, send)
             return
-        came = 0
+        came, complete = 0, False
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
 
         async def counted() -> Message:
-            nonlocal came
-            message = await receive()
+            nonlocal came, complete
+            if complete:  # what comes now is the client's going away
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                what = f"the body did not come within {self._timeout_s:g} s"
+                raise RequestError(what, status=408, fix="send it at once") from None
+            complete = not message.get("more_body", False)
             came += len(message.get("body", b""))
             if came > self._max_bytes:
                 raise self._refusal()

@@ -20,10 +20,12 @@ _CODES = {
     403: "wrong_role",
     404: "not_found",
     405: "method_not_allowed",
+    408: "body_too_slow",
     413: "body_too_large",
     429: "queue_full",
     500: "internal_error",
     503: "unavailable",
+    504: "timeout",
 }
 
 
@@ -32,6 +34,8 @@ def error_response(error: RequestError) -> Response:
     headers = {}
     if error.status in (429, 503):
         headers["Retry-After"] = str(RETRY_AFTER_S)
+    if error.status == 408:
+        headers["Connection"] = "close"  # the rest of the body may still come
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return json_response(error_body(error), error.status, headers)

@@ -20,8 +20,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from raymill import __version__
-from raymill.api.auth import Guard, KeyFile
+from raymill.api.auth import Guard
 from raymill.api.completion import Completion, Engine, EventStream, Prompt, unless_gone
+from raymill.api.keys import KeyFile
 from raymill.api.limits import BodyLimit, Recorder
 from raymill.api.responses import error_response, json_response
 from raymill.api.schema import ChatRequest, CompletionRequest, parse
@@ -55,7 +56,7 @@ _DEFAULT_MAX_TOKENS = 16
 _GONE_STATUS = 499
 
 
-class Settings(Config):
+class ApiSettings(Config):
     """How the API presents one model."""
 
     model_name: Annotated[str, Field(min_length=1, max_length=128)]
@@ -66,6 +67,10 @@ class Settings(Config):
     """Replicas the job asks for, for the metrics."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 256 * 1024
     """Largest request body."""
+    body_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
+    """A body must have come whole within this, seconds; else the request is answered 408."""
+    request_timeout_s: Annotated[float, Field(gt=0, le=86400)] = 600.0
+    """A completion is given up after this, seconds from the end of its request's body; it is answered 504."""
     stream_interval_ms: Annotated[int, Field(ge=0, le=1000)] = 20
     """Text that is ready is written together, at most once in this time; the first token at once."""
 
@@ -73,7 +78,7 @@ class Settings(Config):
 class Api:
     """The routes' state: one model, its engine, its tokenizer."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, settings: ApiSettings, metrics: Metrics) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._settings = settings
@@ -124,7 +129,7 @@ class Api:
         return await self._complete(request, asked, Prompt(tuple(ids), stops, "messages", self._engine.max_seq_len))
 
     async def _complete(self, request: Request, asked: CompletionRequest | ChatRequest, prompt: Prompt) -> Response:
-        began = time.perf_counter()
+        began, timeout_s = time.perf_counter(), self._settings.request_timeout_s
         completion = Completion(self._engine, asked, prompt)
 
         def on_first() -> None:
@@ -138,10 +143,11 @@ class Api:
             self._metrics.add(COMPLETION_TOKENS, completion.usage.completion_tokens)
 
         if asked.stream:
-            return EventStream(completion.events(self._settings.stream_interval_ms / 1000, on_first), on_end)
+            events = completion.events(self._settings.stream_interval_ms / 1000, on_first)
+            return EventStream(events, on_end, timeout_s)
         gone = True
         try:
-            body = await unless_gone(request.receive, completion.answer(on_first))
+            body = await unless_gone(request.receive, completion.answer(on_first), timeout_s)
             gone = body is None
         except RequestError:
             gone = False
@@ -172,7 +178,7 @@ class Api:
         }
 
 
-def create_app(engine: Engine, tokenizer: Tokenizer, settings: Settings, keys: KeyFile, metrics: Metrics) -> FastAPI:
+def create_app(engine: Engine, tokenizer: Tokenizer, settings: ApiSettings, keys: KeyFile, metrics: Metrics) -> FastAPI:
     """The app of one replica."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     api = Api(engine, tokenizer, settings, metrics)
@@ -188,7 +194,7 @@ def create_app(engine: Engine, tokenizer: Tokenizer, settings: Settings, keys: K
     app.add_exception_handler(RequestError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
     app.add_exception_handler(Exception, _fail)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     app.add_middleware(Guard, keys=keys)
     app.add_middleware(Recorder, metrics=metrics)
     return app

@@ -111,7 +111,7 @@ def save_quantized(folder: Path, model: Transformer, end_id: int) -> None:
     write_config(folder, {**config, "quantization": QUANTIZATION})
 
 
-def load_checkpoint(folder: Path) -> Transformer:
+def load_served_model(folder: Path) -> Transformer:
     """Reads a checkpoint of either precision, ready for evaluation. ArtifactError when it is not whole."""
     values = read_config(folder)
     if "quantization" not in values:

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from raymill.compression.quantize import load_checkpoint
+import torch
+
+from raymill.compression.quantize import load_served_model
+from raymill.errors import MachineError
 from raymill.inference.engine import Engine, EngineStats
 from raymill.inference.kv_cache import fit_slots
 from raymill.inference.step import TorchStep
@@ -19,14 +22,21 @@ from raymill.tokenizer.bpe import StreamDecoder, Tokenizer
 def load_engine(
     checkpoint: Path,
     *,
+    device: torch.device,
     max_slots: int,
     max_kv_cache_bytes: int,
     max_queued: int,
     prefill_chunk_tokens: int,
     on_stats: Callable[[EngineStats], None] | None = None,
 ) -> tuple[Engine, Tokenizer]:
-    """ArtifactError when the checkpoint is not whole, MachineError when not one slot fits into the KV cache."""
-    model = load_checkpoint(checkpoint)
+    """ArtifactError when the checkpoint is not whole, MachineError when not one slot fits or `device` is not there.
+
+    Weights and KV cache lie on `device`; nothing else touches it.
+    """
+    if device.type == "cuda" and not torch.cuda.is_available():
+        why = "this torch has no CUDA, or the worker sees no GPU"
+        raise MachineError("a replica finds no GPU", why=why, fix="set cluster.roles.serve.gpus_per_worker to 0")
+    model = load_served_model(checkpoint).to(device)
     tokenizer = Tokenizer.load(checkpoint / TOKENIZER)
     slots = fit_slots(model.config, max_slots, max_kv_cache_bytes)
     engine = Engine(

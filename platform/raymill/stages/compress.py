@@ -8,15 +8,13 @@ process, without Ray; about a minute for 10 M parameters. An attempt that was ki
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from raymill.artifact import Artifact, Kind
+from raymill.artifact import Artifact, Draft, Kind
 from raymill.cluster.config import RoleName
 from raymill.config import Config as Settings
 from raymill.errors import ArtifactError, QualityError
@@ -33,8 +31,7 @@ GIVES: Kind = "checkpoint"
 ROLE: RoleName = "serve"
 LIVE = False
 
-_SPEED_STEPS = 24
-_SPEED_ROUNDS = 3
+_FEW, _MANY = 1, 8  # sequences decoded at once where speed is measured
 
 
 class Config(Settings):
@@ -47,7 +44,7 @@ class Config(Settings):
     max_sequences: Annotated[int, Field(ge=1, le=1_000_000)] = 128
     """Held-out sequences both models are scored on."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
-    """Sequences scored at once, and sequences decoded at once where speed is measured."""
+    """Sequences scored at once."""
 
 
 def demand(config: Config) -> Demand:
@@ -60,8 +57,10 @@ def source_state(config: Config) -> Any:
 
 def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     """Quantizes, measures before and after, and publishes; QualityError with the figures when it lost too much."""
-    from raymill.compression.quantize import load_checkpoint, quantize_model, save_quantized
+    from raymill.compression.quantize import load_served_model, quantize_model, save_quantized
     from raymill.dataset.shards import TokenStream
+    from raymill.inference.speed import decode_speeds
+    from raymill.inference.step import TorchStep
     from raymill.model.weights import TOKENIZER, WEIGHTS, read_config
 
     source, folder = inputs["checkpoint"], inputs.draft.path
@@ -72,19 +71,19 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
             why=f"quantization: {values['quantization']}",
             fix="name the checkpoint of train or tune",
         )
-    _empty(folder)
+    _empty(inputs.draft)
     stream = TokenStream(inputs["tokens"].path, "val")
     threads = cluster.config.roles.serve.threads
     with _threads(threads):
-        before, after = load_checkpoint(source.path), load_checkpoint(source.path)
+        before, after = load_served_model(source.path), load_served_model(source.path)
         quantize_model(after)
         perplexities = _perplexities(config, inputs, stream, before, after)
         loss = _check_loss(config, *perplexities)
-        speed = _decode_speeds({"before": before, "after": after}, {1, config.batch_size})
+        steps = {"before": TorchStep(before, _MANY), "after": TorchStep(after, _MANY)}
+        speed = decode_speeds(steps, (_FEW, _MANY))
     save_quantized(folder, after, values["eos_token_id"])
     shutil.copyfile(source.file(TOKENIZER), folder / TOKENIZER)
     sizes = [(path / WEIGHTS).stat().st_size for path in (source.path, folder)]
-    many = config.batch_size
     figures: dict[str, Any] = {
         "method": config.method,
         "weights_bytes_before": sizes[0],
@@ -97,8 +96,8 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     }
     summary = (
         f"{config.method}: {sizes[0] / 1e6:.1f} -> {sizes[1] / 1e6:.1f} MB ({sizes[0] / sizes[1]:.1f}x), "
-        f"{speed['before', many]:,.0f} -> {speed['after', many]:,.0f} tokens/s "
-        f"({speed['after', many] / speed['before', many]:.1f}x, {many} sequences at once), perplexity {loss:+.2%}"
+        f"{speed['before', _MANY]:,.0f} -> {speed['after', _MANY]:,.0f} tokens/s "
+        f"({speed['after', _MANY] / speed['before', _MANY]:.1f}x, {_MANY} sequences at once), perplexity {loss:+.2%}"
     )
     return inputs.publish("compress", GIVES, config, summary, figures)
 
@@ -134,27 +133,6 @@ def _perplexities(
     return scores[0].perplexity, scores[1].perplexity
 
 
-def _decode_speeds(models: dict[str, Transformer], counts: set[int]) -> dict[tuple[str, int], float]:
-    """Tokens per second by (when, sequences at once); the best of some rounds, the models taking turns."""
-    from raymill.inference.scheduler import Chunk
-    from raymill.inference.step import TorchStep
-
-    steps = {when: TorchStep(model, max(counts)) for when, model in models.items()}
-    length = next(iter(steps.values())).max_seq_len
-    first = max(0, min(64, length - _SPEED_STEPS))
-    positions = range(first, min(first + _SPEED_STEPS, length))
-    speeds: dict[tuple[str, int], float] = {}
-    for _ in range(_SPEED_ROUNDS):
-        for when, step in steps.items():
-            for count in counts:
-                began = time.perf_counter()
-                for position in positions:
-                    step([Chunk(slot, position, (0,), wants_logits=True) for slot in range(count)])
-                rate = count * len(positions) / (time.perf_counter() - began)
-                speeds[when, count] = max(rate, speeds.get((when, count), 0.0))
-    return speeds
-
-
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     """Torch with this many threads, as a serving replica has."""
@@ -168,8 +146,11 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(earlier)
 
 
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
+def _empty(draft: Draft) -> None:
+    """Drops what a killed attempt left; the draft's own work folder stays."""
+    for path in draft.path.iterdir():
+        if path == draft.work:
+            continue
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -19,6 +19,7 @@ from urllib.request import Request, urlopen
 
 from pydantic import Field
 
+from raymill.api.keys import METRICS_KEY
 from raymill.artifact import Artifact, Kind, write_atomic
 from raymill.cluster.config import RoleName
 from raymill.config import Config as Settings
@@ -58,7 +59,7 @@ def source_state(config: Config) -> Any:
 def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     """Writes the files, checks them where promtool is installed, and looks at the live endpoint once."""
     endpoint, folder = inputs["endpoint"].json("endpoint.json"), inputs.draft.path
-    target, key_file = f"{endpoint['host']}:{endpoint['port']}", (inputs.run_folder / "metrics_key").absolute()
+    target, key_file = f"{endpoint['host']}:{endpoint['port']}", (inputs.run_folder / METRICS_KEY).absolute()
     write_atomic(folder / SCRAPE, scrape_config(target, key_file, config.scrape_interval_s))
     rules = alert_rules(config.alerts)
     write_atomic(folder / RULES, rules)

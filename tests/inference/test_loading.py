@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from raymill.compression.quantize import quantize_model, save_quantized
+from raymill.errors import MachineError
+from raymill.inference.engine import Request
+from raymill.inference.loading import load_engine
+from raymill.inference.sampling import Sampling
+from raymill.model.config import ModelConfig
+from raymill.model.transformer import Transformer
+from raymill.tokenizer.bpe import Tokenizer
+
+LIMITS = {"max_slots": 2, "max_kv_cache_bytes": 2**24, "max_queued": 2, "prefill_chunk_tokens": 8}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    tokenizer = Tokenizer.train(["the cat sat on the mat"] * 20, 300)
+    shape = ModelConfig(num_layers=2, model_dim=64, num_heads=4, num_kv_heads=2, hidden_dim=96, max_seq_len=32)
+    model = Transformer(shape, 300)
+    model.initialize(seed=0)
+    quantize_model(model.requires_grad_(False))
+    save_quantized(tmp_path, model, tokenizer.end_id)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    return tmp_path
+
+
+def text_on(device, checkpoint):
+    engine, tokenizer = load_engine(checkpoint, device=device, **LIMITS)
+    try:
+        stream = engine.submit(Request("r", tuple(tokenizer.encode("the cat")), 8, Sampling(temperature=0)))
+        events = [event for batch in stream for event in batch]
+        return "".join(event.text for event in events), events[-1].finish_reason
+    finally:
+        engine.close()
+
+
+def test_a_checkpoint_runs_on_the_cpu_and_cuda_is_not_asked_for(checkpoint, monkeypatch):
+    def touched(*args, **kwargs):
+        raise AssertionError("CUDA was touched")
+
+    monkeypatch.setattr(torch.cuda, "is_available", touched)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", touched)
+    assert text_on(torch.device("cpu"), checkpoint)[1] == "length"
+
+
+def test_a_replica_without_its_gpu_says_what_to_set(checkpoint, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MachineError, match="gpus_per_worker to 0"):
+        load_engine(checkpoint, device=torch.device("cuda"), **LIMITS)
+
+
+@pytest.mark.gpu
+def test_a_gpu_says_the_same(checkpoint):
+    assert text_on(torch.device("cuda"), checkpoint) == text_on(torch.device("cpu"), checkpoint)
