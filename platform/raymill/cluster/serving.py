@@ -68,7 +68,8 @@ def check_free(name: str) -> None:
             f"this cluster serves run {run} already",
             where="serve",
             why="one cluster has one endpoint; a second one would take its address",
-            fix=f"`raymill stop {run}` where it was started, or serve on another cluster",
+            fix=f"`raymill stop {run}` where it was started (when its process was killed: serve it again, then stop it), "
+            "or serve on another cluster",
         )
 
 
