@@ -213,7 +213,7 @@ def test_detached_and_not_started_the_key_is_still_shown_and_nothing_stays_up(fo
         "sys.argv = ['raymill', 'run', 'job.yaml', '--detach', '--set', 'cluster.storage=my runs']; cli.main()"
     )
     (folder / "job.yaml").write_text(JOB + "serve: {}\n")
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=30)
     assert done.returncode == 130, done.stderr
     pid, key = done.stdout.splitlines()
     assert "API key" in key and "sk-" in key

@@ -90,17 +90,17 @@ def test_a_look_at_the_lock_bars_nobody(run: Path) -> None:
             pass
 
 
-def test_a_run_removed_while_one_waits_for_it_is_made_anew(run: Path) -> None:
-    with (run / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def test_a_run_removed_between_opening_and_locking_is_made_anew(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = fcntl.flock
 
-        def remove() -> None:
-            shutil.rmtree(run)
-            fcntl.flock(lock, fcntl.LOCK_UN)
+    def remove_first(descriptor: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        shutil.rmtree(run)
+        lock(descriptor, how)
 
-        threading.Timer(0.3, remove).start()
-        with runs.locked(run):
-            assert (run / ".lock").exists()
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with runs.locked(run):
+        assert (run / ".lock").exists()
 
 
 def _remove_and_die(run: Path) -> None:
