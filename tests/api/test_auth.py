@@ -78,14 +78,14 @@ def test_a_route_without_a_policy_cannot_be_reached(served, tmp_path):
 @pytest.mark.parametrize("with_key", [False, True])
 def test_a_websocket_is_closed_whatever_routes_exist(served, path, with_key):
     from starlette.testclient import TestClient
-    from starlette.websockets import WebSocketDisconnect
+    from starlette.websockets import WebSocket, WebSocketDisconnect
 
     reached = []
     app = create_app(
         served.engine, served.tokenizer, ApiSettings(model_name="x", quantization="none"), served.keys, Metrics()
     )
 
-    async def accept(websocket):
+    async def accept(websocket: WebSocket):
         reached.append(websocket)
         await websocket.accept()
 
