@@ -52,7 +52,7 @@ class Int8Linear(nn.Module):
 
     def _product(self, x_MK: Tensor) -> Tensor:
         if has_int8_products(x_MK.device):
-            return cast(Tensor, torch._int_mm(x_MK, self.weight.t()))
+            return torch._int_mm(x_MK, self.weight.t())
         if self._as_float is None or self._as_float.device != x_MK.device:
             self._as_float = self.weight.float()
         return x_MK.float() @ self._as_float.t()
@@ -87,9 +87,9 @@ def has_int8_products(device: torch.device) -> bool:
 def quantize_model(model: Transformer) -> None:
     """Replaces every matrix of `model` in place. A tied head and embedding keep sharing one matrix."""
     with torch.no_grad():
-        for block in model.model.layers:
-            for part in (block.self_attn, block.mlp):
-                for name, layer in list(part.named_children()):
+        for part in model.model.layers.modules():
+            for name, layer in list(part.named_children()):
+                if isinstance(layer, nn.Linear):
                     setattr(part, name, Int8Linear(*quantize_rows(layer.weight.detach())))
         embedding = quantize_rows(model.model.embed_tokens.weight.detach())
         head = embedding if model.config.tie_embeddings else quantize_rows(model.lm_head.weight.detach())

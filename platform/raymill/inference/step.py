@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class TorchStep:
         self._config = model.config
         self._cache = KvCache(model.config, num_slots, model.cos_TC.device)
         self._model = model
-        self._layers = [_Layer.of(block) for block in model.model.layers]
+        self._layers = [_Layer.of(cast(Block, block)) for block in model.model.layers]
         self._device = model.cos_TC.device
 
     @torch.inference_mode()
@@ -147,7 +147,8 @@ class _Piece:
     def attend(self, q_TKGC: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q = q_TKGC.permute(1, 2, 0, 3).flatten(0, 1)[None]  # (1, H, T, C)
         y = functional.scaled_dot_product_attention(q, k, v, attn_mask=self._seen, enable_gqa=True)
-        return y[0].transpose(0, 1).unflatten(1, q_TKGC.shape[1:3])
+        grouped: Tensor = y[0].transpose(0, 1).unflatten(1, q_TKGC.shape[1:3])
+        return grouped
 
 
 def _attention_groups(chunks: Sequence[Chunk], device: torch.device) -> list[_Singles | _Piece]:
@@ -179,19 +180,20 @@ class _Layer:
         attention, mlp = block.self_attn, block.mlp
         return cls(
             block.input_layernorm,
-            _join([attention.q_proj, attention.k_proj, attention.v_proj]),
+            _join(attention.q_proj, attention.k_proj, attention.v_proj),
             attention.o_proj,
             block.post_attention_layernorm,
-            _join([mlp.gate_proj, mlp.up_proj]),
+            _join(mlp.gate_proj, mlp.up_proj),
             mlp.down_proj,
         )
 
 
-def _join(layers: Sequence[nn.Module]) -> nn.Module:
+def _join(*layers: nn.Linear | Int8Linear) -> nn.Module:
     """One layer whose output is the others' outputs side by side."""
     weight = torch.cat([layer.weight for layer in layers])
-    if isinstance(layers[0], Int8Linear):
-        return Int8Linear(weight, torch.cat([layer.weight_scale for layer in layers]))
+    scales = [layer.weight_scale for layer in layers if isinstance(layer, Int8Linear)]
+    if scales:
+        return Int8Linear(weight, torch.cat(scales))
     joined = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     joined.weight = nn.Parameter(weight, requires_grad=False)
     return joined

@@ -41,7 +41,8 @@ class Attention(nn.Module):
         y_BHTC = functional.scaled_dot_product_attention(
             rotate(q_BHTC, cos_TC, sin_TC), rotate(k_BKTC, cos_TC, sin_TC), v_BKTC, is_causal=True, enable_gqa=True
         )
-        return self.o_proj(y_BHTC.transpose(1, 2).reshape(batch, length, -1))
+        y_BTD: Tensor = self.o_proj(y_BHTC.transpose(1, 2).reshape(batch, length, -1))
+        return y_BTD
 
 
 class FeedForward(nn.Module):
@@ -52,7 +53,8 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.hidden_dim, config.model_dim, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(functional.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        y_BTD: Tensor = self.down_proj(functional.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        return y_BTD
 
 
 class Block(nn.Module):
@@ -65,7 +67,8 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_TC, sin_TC)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        y_BTD: Tensor = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        return y_BTD
 
 
 class Decoder(nn.Module):
@@ -80,6 +83,9 @@ class Decoder(nn.Module):
 
 class Transformer(nn.Module):
     """Ids in, next-token logits out."""
+
+    cos_TC: Tensor
+    sin_TC: Tensor
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()

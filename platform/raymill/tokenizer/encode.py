@@ -67,7 +67,8 @@ def read_report(name: str, folder: Path) -> dict[str, Any] | None:
 
 def read_counts(names: Sequence[str], folder: Path) -> NDArray[np.int64]:
     """How often each id occurs in these files together."""
-    return np.sum([np.load(folder / f"{name}.npy") for name in names], axis=0)
+    counts: NDArray[np.int64] = np.sum([np.load(folder / f"{name}.npy") for name in names], axis=0)
+    return counts
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
