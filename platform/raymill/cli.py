@@ -399,6 +399,7 @@ def _show_endpoint(result: Result) -> None:
     from raymill.stages.serve import new_key
 
     _show_usage(result.artifact, new_key(result.artifact.path.parent))
+    signal.signal(signal.SIGTERM, _interrupt)  # again: starting Ray put a handler there that prints its stack
     print("Ctrl-C stops it.", flush=True)
     try:
         while True:
