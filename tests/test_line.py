@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -21,7 +22,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from raymill.runs import read_live
+from raymill.runs import artifacts, read_live
 
 JOB = """
 name: line
@@ -205,3 +206,38 @@ def test_detached_it_stays_up_until_it_is_stopped(place: Place) -> None:
         assert probe.connect_ex(("127.0.0.1", place.port)) != 0
     log = (place.folder / "runs/line/logs/serve.log").read_text()
     assert not re.search(KEY, log) and "Traceback" not in log and "SIGTERM" not in log
+
+
+@pytest.mark.chaos
+def test_killed_at_random_points_it_ends_with_the_same_bytes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    whole, killed = Place(tmp_path_factory.mktemp("whole")), Place(tmp_path_factory.mktemp("killed"))
+    try:
+        whole.run("--no-serve")
+        generator = random.Random(20261121)
+        kills = 0
+        for _ in range(12):
+            process = killed.start(*killed.run_command("--no-serve"))
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(generator.uniform(3, 18))
+            process.kill()
+            process.communicate()
+            kills += process.returncode == -signal.SIGKILL
+        assert kills >= 3
+        killed.run("--no-serve")
+        made = {stage: _sha256s(whole, stage) for stage in ("prepare", "tokenize", "train", "evaluate")}
+        assert all(made.values())
+        assert {stage: _sha256s(killed, stage) for stage in made} == made
+        assert not list(killed.folder.glob("runs/line/*.partial"))
+    finally:
+        whole.clean_up()
+        killed.clean_up()
+
+
+def _sha256s(place: Place, stage: str) -> dict[str, str]:
+    """File to sha256 of a stage's artifact; metrics.jsonl holds wall times, so its losses stand for it."""
+    (artifact,) = [made for made in artifacts(place.folder / "runs" / "line") if made.manifest.stage == stage]
+    hashes = {entry.path: entry.sha256 for entry in artifact.manifest.files}
+    if hashes.pop("metrics.jsonl", None):
+        rows = [json.loads(line) for line in artifact.file("metrics.jsonl").read_text().splitlines()]
+        hashes["losses"] = json.dumps([(row["step"], row["loss"], row.get("validation")) for row in rows])
+    return hashes
