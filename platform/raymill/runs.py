@@ -146,7 +146,7 @@ def read_live(folder: Path) -> Live | None:
         holder = (folder / _LOCK).read_text(encoding="utf-8")
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return None
-    if holder.split()[:1] != [str(live.pid)] or not _is_locked(folder):
+    if holder.split()[:1] != [str(live.pid)] or not is_locked(folder / _LOCK):
         return None  # it was killed before it could clean up
     return live
 
@@ -156,7 +156,7 @@ def stop_run(folder: Path) -> bool:
 
     MachineError when it does not stop, or is not a process of this machine.
     """
-    if not _is_locked(folder):
+    if not is_locked(folder / _LOCK):
         return False
     pid = _holder(folder)
     if pid is None:
@@ -165,7 +165,7 @@ def stop_run(folder: Path) -> bool:
     with suppress(ProcessLookupError):  # it ended by itself
         os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + _STOP_TIMEOUT_S
-    while _is_locked(folder):
+    while is_locked(folder / _LOCK):
         if time.monotonic() > deadline:
             raise MachineError(f"process {pid} did not stop", fix=f"kill -9 {pid}")
         time.sleep(0.1)
@@ -199,9 +199,10 @@ def _is_file(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _is_locked(folder: Path) -> bool:
+def is_locked(lock: Path) -> bool:
+    """Whether a living process holds this lock file. Looking bars nobody."""
     try:
-        descriptor = os.open(folder / _LOCK, os.O_RDWR)
+        descriptor = os.open(lock, os.O_RDWR)
     except FileNotFoundError:
         return False
     try:

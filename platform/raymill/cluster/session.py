@@ -25,6 +25,7 @@ from typing import Any
 from raymill.cluster.config import ClusterConfig, Machines, RoleName
 from raymill.cluster.resources import local_gpus, memory_bytes, usable_cpus
 from raymill.errors import CapacityError, MachineError, UsageError
+from raymill.runs import is_locked
 
 # Read when ray is imported or its processes start, so set before either; what the user has set stays.
 _ENVIRONMENT = {
@@ -256,7 +257,7 @@ def temp_root() -> Path:
 
 def dead_sessions() -> list[Path]:
     """Folders of Ray sessions whose process is gone."""
-    return [lock.parent for lock in temp_root().glob("*/lock") if not _held(lock)]
+    return [lock.parent for lock in temp_root().glob("*/lock") if not is_locked(lock)]
 
 
 _session_lock: int | None = None  # held as long as this process lives, so that no other removes its folder
@@ -273,20 +274,6 @@ def session_folder() -> Path:
         _session_lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(_session_lock, fcntl.LOCK_EX)
     return folder
-
-
-def _held(lock: Path) -> bool:
-    try:
-        descriptor = os.open(lock, os.O_RDWR)
-    except FileNotFoundError:
-        return True  # someone else is removing it
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _dial(address: str) -> None:
