@@ -15,7 +15,7 @@ from raymill.artifact import Artifact, open_artifact
 from raymill.cluster.config import ClusterConfig
 from raymill.cluster.session import Cluster
 from raymill.config import Config
-from raymill.errors import DataError, UsageError
+from raymill.errors import DataError, MachineError, UsageError
 from raymill.model.config import ModelConfig
 from raymill.model.transformer import Transformer
 from raymill.model.weights import save_model
@@ -127,6 +127,19 @@ def test_a_start_from_another_shape_or_tokenizer_is_refused(tokens: Artifact, in
         train.run(CONFIG, inputs("train", tokens, checkpoint("a", 2, ours)), None)
     with pytest.raises(UsageError, match="trained with another tokenizer"):
         train.run(CONFIG, inputs("train", tokens, checkpoint("b", 1, ours + b" ")), None)
+
+
+@pytest.mark.parametrize("max_failures", [0, 3])
+def test_what_a_worker_says_reaches_the_user(
+    cluster: Cluster, tokens: Artifact, inputs: Callable[..., Inputs], max_failures: int
+) -> None:
+    given = inputs("train", tokens)
+    (given.draft.work / "checkpoints").write_text("in the way")
+    config = CONFIG.model_copy(update={"max_failures": max_failures})
+    with pytest.raises(MachineError, match="no checkpoint can be written") as error:
+        train.run(config, given, cluster)
+    assert error.value.fix.startswith("free space there")
+    assert not given.draft.final.exists()
 
 
 def test_too_few_tokens_are_said_before_any_worker_starts(tokens: Artifact, inputs: Callable[..., Inputs]) -> None:

@@ -88,9 +88,10 @@ def _train(config: Config, tokens: Path, start: Path | None, inputs: Inputs, clu
     try:
         run_interruptible(trainer.fit, lambda: _show_progress(config, work / METRICS, inputs))
     except Exception as error:
-        why = " ".join(str(error.__cause__ or error).split())[-300:]
-        fix = "run the same command again: it continues from the last checkpoint"
-        raise MachineError("the training workers failed", why=why, fix=fix) from error
+        if not (work / _ERROR).exists():
+            why = " ".join(str(error.__cause__ or error).split())[-300:]
+            fix = "run the same command again: it continues from the last checkpoint"
+            raise MachineError("the training workers failed", why=why, fix=fix) from error
     if (work / _ERROR).exists():
         raise error_from_json((work / _ERROR).read_text(encoding="utf-8"))
 

@@ -37,8 +37,8 @@ def save_checkpoint(folder: Path, step: int, model: Transformer, optimizer: torc
     final = checkpoint_path(folder, step)
     aside = final.with_name(f"{final.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     try:
+        aside.mkdir(parents=True)
         save_model(aside, model, end_id)
         save_file(_optimizer_tensors(model, optimizer), aside / OPTIMIZER)
         files = [entry.model_dump() for entry in list_files(aside)]
