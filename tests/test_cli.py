@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from raymill.artifact import Draft
+from raymill.artifact import Artifact, Draft
 from raymill.config import Config
+from raymill.runs import locked
 
 JOB = """\
 name: small
@@ -172,6 +173,16 @@ def test_a_run_without_a_model_is_not_served(folder: Path) -> None:
     make_run(folder, JOB)
     message = refused(folder, 2, "serve", "small", "--set", "cluster.storage=my runs")
     assert "run small has no model to serve" in message
+
+
+def test_the_keys_of_an_endpoint_that_is_up_are_not_replaced_under_it(folder: Path, tokens: Artifact) -> None:
+    run = folder / "runs" / "small"
+    with locked(run):
+        (run / "run.yaml").write_text(f"name: small\nstart_from: {tokens.path}\nserve: {{}}\n")
+        (run / "cluster.yaml").write_text("{}")
+        (run / "api_keys.json").write_text("[]")
+        assert "is in use" in refused(folder, 1, "serve", "small", "--new-key")
+    assert (run / "api_keys.json").exists()
 
 
 @pytest.mark.parametrize(("section", "replicas"), [("serve: {replicas: 7}\n", 7), ("", 2)])

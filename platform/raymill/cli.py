@@ -177,7 +177,8 @@ def serve(
             f"run {folder.name} has no model to serve", fix="add train to its job and run it: raymill run JOB"
         )
     if new_key:
-        forget_keys(folder)
+        with runs.locked(folder):  # not under an endpoint that is up
+            forget_keys(folder)
     _run(job, cluster, ["serve", "monitor"], given={"checkpoint": made[-1]} if made else None)
 
 
