@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from raymill.corpus.readers import ReadLimits, Record, read
+from raymill.corpus.document import Record
+from raymill.corpus.readers import ReadLimits, read
 from raymill.corpus.sources import list_files
 
 NOUNS = ["river", "mountain", "teacher", "window", "garden", "letter", "market", "engine"]

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from raymill.corpus.readers import Document, ReadLimits, Record, Unreadable, read
+from raymill.corpus.document import Document, Record, Unreadable
+from raymill.corpus.readers import ReadLimits, read
 from raymill.corpus.sources import list_files
 from raymill.errors import DataError
 
@@ -30,7 +31,7 @@ def faults(records: list[Record]) -> list[tuple[str, int | None, int]]:
 
 def test_py_is_one_document(read_file: ReadFile) -> None:
     (record,) = read_file("a.py", b"x = 1\n\n\ny = 2\n", segment_bytes=4)
-    assert record == Document("a.py", "x = 1\n\n\ny = 2\n", "code")
+    assert record == Document("a.py", "x = 1\n\n\ny = 2\n", "code", record.source)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from raymill.corpus.document import Kind
 from raymill.corpus.measures import Measures, measure
-from raymill.corpus.sources import Kind
 
 REASONS = {
     "empty": "nothing but white space",

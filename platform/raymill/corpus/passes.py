@@ -27,10 +27,11 @@ from numpy.typing import NDArray
 from raymill.artifact import open_aside, write_atomic
 from raymill.corpus.accounting import Account
 from raymill.corpus.dedup import SIGNATURE_WIDTH, find_duplicates, sign
+from raymill.corpus.document import Record, Unreadable
 from raymill.corpus.filters import Rules, judge
 from raymill.corpus.measures import Hashes
 from raymill.corpus.normalize import normalize
-from raymill.corpus.readers import ReadLimits, Record, Unreadable, read
+from raymill.corpus.readers import ReadLimits, read
 from raymill.corpus.sources import InputShard
 from raymill.corpus.split import choose_val
 

@@ -21,7 +21,8 @@ from typing import Protocol
 import orjson
 import zstandard
 
-from raymill.corpus.sources import Kind, SourceFile
+from raymill.corpus.document import Document, Record, Unreadable
+from raymill.corpus.sources import SourceFile
 from raymill.errors import DataError
 
 # One step of input may unpack to 32,000 times its size (zstd), so it is small: at most 64 MiB come out of a step.
@@ -38,32 +39,6 @@ class ReadLimits:
     """A txt or md file longer than this is cut at its blank lines."""
     max_document_bytes: int
     """Records longer than this are quarantined."""
-
-
-@dataclass(frozen=True)
-class Document:
-    id: str
-    text: str
-    kind: Kind
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A record that holds no text we can read."""
-
-    file: str
-    """The file's name in the corpus."""
-    row: int | None
-    """Line of a jsonl file, segment of a text file; counted from 0."""
-    offset: int
-    """Byte of the (unpacked) file where the record, or the fault in it, begins."""
-    reason: str
-    """One of a few words, for counting."""
-    detail: str
-    """What exactly was found."""
-
-
-Record = Document | Unreadable
 
 
 def read(file: SourceFile, limits: ReadLimits) -> Iterator[Record]:
@@ -116,7 +91,7 @@ def _parse_row(file: SourceFile, text_field: str, row: int, offset: int, line: b
         return bad("text_not_a_string", f"{text_field!r} holds a {type(text).__name__}")
     if "\0" in text:
         return bad("nul", f"a NUL character at {text.index(chr(0))}")
-    return Document(f"{file.name}#{row}", text, file.kind)
+    return Document(f"{file.name}#{row}", text, file.kind, file.source)
 
 
 def _read_text(file: SourceFile, limits: ReadLimits) -> Iterator[Record]:
@@ -160,7 +135,7 @@ def _read_topics(file: SourceFile) -> Iterator[Record]:
         yield Unreadable(file.name, None, 0, "bad_topics", str(error)[:200])
         return
     for name, text in sorted(tables[0].items()) if tables else ():
-        yield Document(f"{file.name}#{name}", text, file.kind)
+        yield Document(f"{file.name}#{name}", text, file.kind, file.source)
 
 
 def _decode(file: SourceFile, document_id: str, row: int | None, start: int, held: bytearray) -> Record:
@@ -172,7 +147,7 @@ def _decode(file: SourceFile, document_id: str, row: int | None, start: int, hel
         return Unreadable(file.name, row, start + error.start, "not_utf8", detail)
     if "\0" in text:
         return Unreadable(file.name, row, start + held.index(0), "nul", "a NUL byte; is it a binary file?")
-    return Document(document_id, text, file.kind)
+    return Document(document_id, text, file.kind, file.source)
 
 
 Fault = tuple[str, str]

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from raymill.corpus.document import Kind
 from raymill.errors import DataError, UsageError
 
-Kind = Literal["prose", "code"]
 Format = Literal["py", "txt", "md", "jsonl", "topics"]
 Packing = Literal["plain", "gz", "zst"]
 
@@ -46,6 +46,8 @@ class SourceFile:
     """Size on disk."""
     mtime_ns: int
     """Time of the last change."""
+    source: str
+    """Name of the source that reached it first."""
 
     @property
     def kind(self) -> Kind:
@@ -122,7 +124,7 @@ def _list_source(source: str, prefix: str) -> list[SourceFile]:
         pairs = _expand(path)
     else:
         raise UsageError(f"there is no file or folder {source}", where="prepare.sources", fix=_nearest(path))
-    files = [file for name, each in pairs if (file := _describe(prefix + name, each)) is not None]
+    files = [file for name, each in pairs if (file := _describe(prefix + name, each, source)) is not None]
     if not files:
         what = f"{source} holds no text that can be read"
         why = f"none of its {len(pairs)} files has a known ending" if pairs else "it matches no file"
@@ -133,7 +135,7 @@ def _list_source(source: str, prefix: str) -> list[SourceFile]:
 def _list_builtin(prefix: str) -> list[SourceFile]:
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [
-        SourceFile(prefix + name, str(path), "topics" if name == _TOPICS else "py", "plain", *_state(path))
+        SourceFile(prefix + name, str(path), "topics" if name == _TOPICS else "py", "plain", *_state(path), "python")
         for name, path in _walk(root, root)
         if path.suffix == ".py" and not _NOT_STDLIB.intersection(path.relative_to(root).parts)
     ]
@@ -171,7 +173,7 @@ def _refuse(error: OSError) -> None:
     raise error  # os.walk would leave the folder out without a word
 
 
-def _describe(name: str, path: Path) -> SourceFile | None:
+def _describe(name: str, path: Path, source: str) -> SourceFile | None:
     """None when the ending is none of ours."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packing: Packing = "plain"
@@ -183,7 +185,7 @@ def _describe(name: str, path: Path) -> SourceFile | None:
         shown = os.fsencode(path).decode("utf-8", "backslashreplace")
         why = "documents are named after their file"
         raise DataError(f"the name {shown} is not UTF-8", where="prepare.sources", why=why, fix="rename it")
-    return SourceFile(name, str(path.absolute()), _FORMATS[suffixes[-1]], packing, *_state(path))
+    return SourceFile(name, str(path.absolute()), _FORMATS[suffixes[-1]], packing, *_state(path), source)
 
 
 def _is_utf8(text: str) -> bool:
