@@ -2,6 +2,8 @@
 
     train-00000.bin  val-00000.bin   uint16 (vocabulary up to 65,536) or uint32 ids; each document ends with the
                                      end-of-document id, which no text can produce
+    train-00000.lengths.npy          uint32 ids per document, end-of-document id included
+    train-00000.learn.bin            only where some ids are not to be learned: per id one byte, 0 or 1
     index.json                       dtype, vocab_size, end_of_document_id, bytes of text and tokens per shard
 
 Concatenated in index order the shards of a split form one stream of tokens; a sequence may span two documents.
@@ -9,8 +11,10 @@ Concatenated in index order the shards of a split form one stream of tokens; a s
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +39,8 @@ class ShardEntry(Config):
     """Ids in it, end-of-document ids included."""
     text_bytes: int
     """UTF-8 bytes of the text they stand for, for bits per byte."""
+    has_learn_mask: bool = False
+    """Whether some of its ids are not to be learned, as the learn file beside it says."""
 
 
 class ShardIndex(Config):
@@ -72,26 +78,57 @@ class TokenStream:
                 f"{folder} has no {split} tokens", fix="give prepare more text, or raise prepare.val_fraction"
             )
         self.split: Split = split
-        self._maps = [_map_shard(folder / entry.path, self.index.dtype, entry.tokens) for entry in entries]
-        self._starts = np.cumsum([0] + [entry.tokens for entry in entries])
+        self._folder = folder
+        self._entries = entries
+        self._maps = [map_ids(folder, entry, self.index.dtype) for entry in entries]
+        self._masks = [map_learned(folder, entry) for entry in entries]
+        self._starts = [0, *np.cumsum([entry.tokens for entry in entries]).tolist()]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    @property
+    def num_shards(self) -> int:
+        return len(self._entries)
+
+    @property
+    def has_learn_mask(self) -> bool:
+        """Whether some ids are not to be learned."""
+        return any(mask is not None for mask in self._masks)
+
+    def lengths(self, shard: int) -> NDArray[np.uint32]:
+        """Ids per document of one shard. ArtifactError when the shard has no lengths, or they do not add up."""
+        return map_lengths(self._folder, self._entries[shard])
+
     def read(self, start: int, count: int) -> NDArray[np.int64]:
         """Ids [start, start + count) as int64, across shard borders."""
+        ids = np.empty(count, np.int64)
+        self.read_into(start, ids)
+        return ids
+
+    def read_into(self, start: int, ids: NDArray[np.int64]) -> None:
+        """Fills `ids` with those from position `start` on, across shard borders."""
+        for shard, offset, part in self._pieces(start, len(ids)):
+            ids[part] = self._maps[shard][offset : offset + part.stop - part.start]
+
+    def learned(self, start: int, count: int) -> NDArray[np.bool_]:
+        """Which of the ids [start, start + count) are to be learned."""
+        learned = np.ones(count, np.bool_)
+        for shard, offset, part in self._pieces(start, count):
+            mask = self._masks[shard]
+            if mask is not None:
+                learned[part] = mask[offset : offset + part.stop - part.start]
+        return learned
+
+    def _pieces(self, start: int, count: int) -> Iterator[tuple[int, int, slice]]:
+        """For every shard that [start, start + count) touches: its number, the offset in it, the part that it fills."""
         assert start >= 0 and start + count <= len(self), (start, count, len(self))
-        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
-        offset = start - int(self._starts[shard])
-        if offset + count <= len(self._maps[shard]):
-            return self._maps[shard][offset : offset + count].astype(np.int64)
-        pieces = []
-        while count:
-            piece = self._maps[shard][offset : offset + count]
-            pieces.append(piece.astype(np.int64))
-            count -= len(piece)
-            shard, offset = shard + 1, 0
-        return np.concatenate(pieces)
+        shard = bisect_right(self._starts, start) - 1
+        done = 0
+        while done < count:
+            stop = min(count, self._starts[shard + 1] - start)
+            yield shard, start + done - self._starts[shard], slice(done, stop)
+            shard, done = shard + 1, stop
 
 
 def read_index(folder: Path) -> ShardIndex:
@@ -108,8 +145,49 @@ def id_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
     return "uint16" if vocab_size <= 65536 else "uint32"
 
 
-def _map_shard(path: Path, dtype: str, tokens: int) -> NDArray[np.unsignedinteger]:
-    ids = np.memmap(path, np.dtype(dtype).newbyteorder("<"), "r")
+def lengths_name(shard: str) -> str:
+    """The file of document lengths beside a shard file."""
+    return str(Path(shard).with_suffix(".lengths.npy"))
+
+
+def learn_name(shard: str) -> str:
+    """The learn file beside a shard file."""
+    return str(Path(shard).with_suffix(".learn.bin"))
+
+
+def map_ids(folder: Path, entry: ShardEntry, dtype: str) -> NDArray[np.unsignedinteger]:
+    """One shard's ids, memory-mapped. ArtifactError when the file has not the length the entry says."""
+    return _map(folder / entry.path, np.dtype(dtype).newbyteorder("<"), entry.tokens)
+
+
+def map_learned(folder: Path, entry: ShardEntry) -> NDArray[np.bool_] | None:
+    """Which of one shard's ids are to be learned, memory-mapped; None: all."""
+    if not entry.has_learn_mask:
+        return None
+    return _map(folder / learn_name(entry.path), np.dtype(np.uint8), entry.tokens).view(np.bool_)
+
+
+def map_lengths(folder: Path, entry: ShardEntry) -> NDArray[np.uint32]:
+    """One shard's ids per document, memory-mapped. ArtifactError when there are none, or they do not add up."""
+    path = folder / lengths_name(entry.path)
+    try:
+        lengths: NDArray[np.uint32] = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{folder} does not say where its documents begin",
+            why=f"it has no {path.name}: an earlier version made it",
+            fix="tokenize again, or set train.packing to concat",
+        ) from None
+    found = (len(lengths), int(lengths.sum(dtype=np.int64)))
+    if found != (entry.documents, entry.tokens):
+        why = f"{found[0]:,} documents of {found[1]:,} ids; index says {entry.documents:,} of {entry.tokens:,}"
+        raise ArtifactError(f"{path} is damaged", why=why, fix="delete its folder and run again")
+    return np.asarray(lengths)
+
+
+def _map(path: Path, kind: np.dtype[Any], tokens: int) -> NDArray[Any]:
+    # A plain array: slicing a memmap object costs 3 us, several times the copy of a sequence.
+    ids = np.asarray(np.memmap(path, kind, "r"))
     if len(ids) != tokens:
         raise ArtifactError(
             f"{path} is damaged", why=f"{len(ids):,} ids, index says {tokens:,}", fix="delete its folder and run again"

@@ -5,12 +5,16 @@ Costs one forward pass over the stream; memory for one batch of logits and a 2,0
 
 Windows of seq_len ids do not overlap, so a token has on average seq_len / 2 tokens of context: a shorter seq_len reads
 worse for the same model. Compare figures of one seq_len only. Bits per byte do compare across tokenizers.
+
+Where the stream says that some ids are not to be learned (a prompt, a user's turn), they are read but not predicted:
+loss, perplexity, accuracy and tokens speak of the others. How many bytes of text those stand for is not known, so there
+are no bits per byte then.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from raymill.dataset.loader import IGNORE
 from raymill.dataset.shards import TokenStream
 from raymill.errors import DataError
 
@@ -33,8 +38,8 @@ class Scores:
     """Mean negative log-likelihood of a token, nats."""
     perplexity: float
     """exp(loss_nats)."""
-    bits_per_byte: float
-    """Bits needed for one UTF-8 byte of the text."""
+    bits_per_byte: float | None
+    """Bits needed for one UTF-8 byte of the text; None where only some of the text is predicted."""
     accuracy: float
     """Share of tokens that were the model's first choice."""
     tokens: int
@@ -56,14 +61,20 @@ class Sums:
         return Sums(self.nats + other.nats, self.right + other.right, self.tokens + other.tokens)
 
     def scores(self, stream: TokenStream) -> Scores:
-        """As figures of the stream that the windows were read from."""
+        """As figures of the stream that the windows were read from. DataError when nothing in them is to be learned."""
+        if not self.tokens:
+            raise DataError(
+                f"nothing in the {stream.split} split is to be learned",
+                why="its learn mask leaves out every id that was read",
+                fix="give prepare documents with turns or columns to learn, or raise prepare.val_fraction",
+            )
         loss_nats = self.nats / self.tokens
         # Bytes are known per split, not per window: a partial evaluation counts the split's mean bytes for each token.
         bytes_per_token = stream.index.text_bytes(stream.split) / stream.index.tokens(stream.split)
         return Scores(
             loss_nats=loss_nats,
             perplexity=math.exp(loss_nats) if loss_nats < 700 else math.inf,
-            bits_per_byte=loss_nats / math.log(2) / bytes_per_token,
+            bits_per_byte=None if stream.has_learn_mask else loss_nats / math.log(2) / bytes_per_token,
             accuracy=self.right / self.tokens,
             tokens=self.tokens,
         )
@@ -115,29 +126,43 @@ def sum_windows(
     """Sums over some windows of the stream, so that several processes can share one."""
     sums = Sums()
     with torch.inference_mode():
-        for ids_BT in _batches(stream, seq_len, windows, batch_size):
-            ids_BT = ids_BT.to(device) if device is not None else ids_BT
+        for ids_BT, targets_BT in _batches(stream, seq_len, windows, batch_size):
+            tokens = int((targets_BT != IGNORE).sum())
+            if device is not None:
+                ids_BT, targets_BT = ids_BT.to(device), targets_BT.to(device)
             logits_BTV = forward(ids_BT[:, :-1])
-            nats, right = _score(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten())
-            sums += Sums(nats, right, ids_BT.shape[0] * (ids_BT.shape[1] - 1))
+            nats, right = _score(logits_BTV.flatten(0, 1), targets_BT.flatten())
+            sums += Sums(nats, right, tokens)
     return sums
 
 
-def _batches(stream: TokenStream, seq_len: int, windows: range, batch_size: int) -> Iterator[Tensor]:
-    """Windows of seq_len + 1 ids, the last id of one being the first of the next; the shorter last one comes alone."""
+def _batches(stream: TokenStream, seq_len: int, windows: range, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Windows of seq_len + 1 ids, the last id of one being the first of the next, and their targets.
+
+    The shorter last window comes alone.
+    """
     whole = (len(stream) - 1) // seq_len
     full = windows[:-1] if windows and windows[-1] >= whole else windows
     for first in range(0, len(full), batch_size):
         numbers = full[first : first + batch_size]
-        yield torch.from_numpy(np.stack([stream.read(number * seq_len, seq_len + 1) for number in numbers]))
+        yield _read(stream, [number * seq_len for number in numbers], seq_len + 1)
     if len(full) < len(windows):
-        yield torch.from_numpy(stream.read(whole * seq_len, len(stream) - whole * seq_len))[None]
+        yield _read(stream, [whole * seq_len], len(stream) - whole * seq_len)
+
+
+def _read(stream: TokenStream, starts: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
+    """The `count` ids from each start on, and all but the first as targets, IGNORE where not to be learned."""
+    ids = np.stack([stream.read(start, count) for start in starts])
+    targets = ids[:, 1:]
+    if stream.has_learn_mask:
+        targets = np.where(np.stack([stream.learned(start + 1, count - 1) for start in starts]), targets, IGNORE)
+    return torch.from_numpy(ids), torch.from_numpy(targets)
 
 
 def _score(logits_NV: Tensor, targets_N: Tensor) -> tuple[float, int]:
-    """Summed nats and correct first choices over N tokens."""
+    """Summed nats and correct first choices over the tokens of N that are not IGNORE."""
     nats, right = 0.0, 0
     for logits, targets in zip(logits_NV.split(_ROWS), targets_N.split(_ROWS), strict=True):
-        nats += functional.cross_entropy(logits.float(), targets, reduction="sum").item()
+        nats += functional.cross_entropy(logits.float(), targets, reduction="sum", ignore_index=IGNORE).item()
         right += int((logits.argmax(-1) == targets).sum())
     return nats, right

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +22,7 @@ from torch import nn
 
 from raymill.artifact import write_atomic
 from raymill.config import Config
-from raymill.dataset.loader import Loader
+from raymill.dataset.loader import IGNORE, Batch, Loader, PackingMethod
 from raymill.dataset.shards import TokenStream
 from raymill.errors import DataError, UsageError
 from raymill.model.config import ModelConfig
@@ -59,6 +59,8 @@ class TrainingConfig(Config):
     """Sequences per step over all workers."""
     microbatch_size: Annotated[int, Field(ge=1)] = 8
     """Sequences one worker runs at once; the rest of its share is accumulated."""
+    packing: PackingMethod = "concat"
+    """How documents fill sequences: concat cuts them where a sequence ends, best_fit cuts none that fits in one."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the initial weights and of the order of sequences."""
     checkpoint_every_steps: Annotated[int, Field(ge=1)] = 100
@@ -81,7 +83,10 @@ class TrainingConfig(Config):
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one step was like. `loss` is in nats per token, the mean over all workers."""
+    """What one step was like. `loss` is in nats per token, the mean over the learned targets of all workers.
+
+    0 for a step that had none. `tokens` counts positions, empty ones included.
+    """
 
     step: int
     loss: float
@@ -89,7 +94,7 @@ class StepMetrics:
     gradient_norm: float
     tokens: int
     elapsed_s: float
-    validation: dict[str, float] | None = None
+    validation: Mapping[str, float | None] | None = None
 
 
 def _ignore(*_: Any) -> None:
@@ -100,7 +105,7 @@ def _ignore(*_: Any) -> None:
 class Hooks:
     """How the loop tells its surroundings what happens; all run on rank 0 only."""
 
-    validate: Callable[[nn.Module, int | None], dict[str, float]]
+    validate: Callable[[nn.Module, int | None], Mapping[str, float | None]]
     """Scores the model on that many sequences of the val split, None for all of it."""
     on_step: Callable[[StepMetrics], None] = _ignore
     on_checkpoint: Callable[[Path], None] = _ignore
@@ -176,7 +181,11 @@ def _prepare(
 ) -> _State:
     stream = TokenStream(tokens, "train")
     loader = Loader(
-        stream, seq_len=config.model.max_seq_len, global_batch_size=config.global_batch_size, seed=config.seed
+        stream,
+        seq_len=config.model.max_seq_len,
+        global_batch_size=config.global_batch_size,
+        seed=config.seed,
+        packing=config.packing,
     )
     if start is None:
         model = Transformer(config.model, stream.index.vocab_size)
@@ -213,14 +222,15 @@ def _one_step(state: _State) -> tuple[float, float, float]:
     mixed = torch.autocast("cuda", torch.bfloat16, enabled=worker.device.type == "cuda")
     total = torch.zeros((), device=worker.device)
     count = share // microbatch
+    learned = state.loader.learned_targets(state.step)
     for index in range(count):
         first = worker.rank * share + index * microbatch
-        inputs_BT, targets_BT = (ids.to(worker.device) for ids in state.loader.batch(state.step, first, microbatch))
+        batch = state.loader.batch(state.step, first, microbatch)
         if index < count - 1:
             with worker.without_sync(state.wrapped):
-                loss = _backward(state, inputs_BT, targets_BT, count, mixed)
+                loss = _backward(state, batch, learned, mixed)
         else:
-            loss = _backward(state, inputs_BT, targets_BT, count, mixed)
+            loss = _backward(state, batch, learned, mixed)
         total += loss
     limit = config.optimizer.clip_norm if config.optimizer.clip_norm is not None else math.inf
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
@@ -228,9 +238,21 @@ def _one_step(state: _State) -> tuple[float, float, float]:
     return worker.mean(total).item(), norm.item(), rate
 
 
-def _backward(state: _State, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, count: int, mixed: Any) -> torch.Tensor:
+def _backward(state: _State, batch: Batch, learned: int, mixed: Any) -> torch.Tensor:
+    """Adds a microbatch's gradients. Its loss is this worker's part of the mean over the `learned` targets of the step.
+
+    Workers' gradients and losses are averaged later, so a part is the sum over its targets x world_size / learned: the
+    same step however the batch is cut. Where nothing is ignored the divisor is a whole number, to the bit.
+    """
+    device = state.worker.device
+    targets = int((batch.targets_BT != IGNORE).sum())
     with mixed:
-        loss = next_token_loss(state.wrapped(inputs_BT), targets_BT) / count
+        logits_BTV = state.wrapped(batch.inputs_BT.to(device))
+        if targets:
+            divisor = learned / (targets * state.worker.world_size)
+            loss = next_token_loss(logits_BTV, batch.targets_BT.to(device)) / divisor
+        else:  # DDP still waits for a gradient of every weight
+            loss = 0.0 * logits_BTV[:, :1, :1].float().sum()
     loss.backward()
     return loss.detach()
 
