@@ -19,6 +19,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from raymill.corpus.repair import join_surrogates
 from raymill.errors import UsageError
 
 Extractor = Literal["resiliparse", "trafilatura"]
@@ -44,7 +45,7 @@ def extract(page: bytes | str, extractor: Extractor) -> str:
 
     Raises UsageError when trafilatura is asked for and is not installed.
     """
-    text = decode(page) if isinstance(page, bytes) else _without_surrogates(page)
+    text = decode(page) if isinstance(page, bytes) else join_surrogates(page)
     return _extract_trafilatura(text) if extractor == "trafilatura" else _extract_resiliparse(text)
 
 
@@ -89,14 +90,6 @@ def _likely_charset(page: bytes) -> str:
     except LookupError:
         return "windows-1252"
     return name
-
-
-def _without_surrogates(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 def _extract_resiliparse(text: str) -> str:
