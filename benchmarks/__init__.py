@@ -1,0 +1,1 @@
+"""Side-by-side measurements of raymill and the field; one folder per part of the line."""

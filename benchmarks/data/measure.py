@@ -1,0 +1,203 @@
+"""How a comparison is run: sides take turns (A B A B), each in a process of its own on one core with one thread.
+
+`compare` gives every round's result; `watch` runs a whole command on some cores and samples what its process tree holds.
+Rates are by CPU seconds where one core works, because a busy machine changes those least; wall seconds stand beside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SIDES = Path(__file__).parent / "sides"
+_THREADS = ("OMP", "MKL", "OPENBLAS", "RAYON", "NUMBA", "ARROW", "NUMEXPR")
+_ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in _THREADS} | {"TOKENIZERS_PARALLELISM": "false"}
+_SIDE_LIMIT_S = 900
+_SAMPLE_S = 0.25
+_MARK = "RAYMILL_BENCHMARK"
+_PAGE_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One script of `sides` and what it is given."""
+
+    name: str
+    """How the table calls it."""
+    script: str
+    python: Path
+    limit_mb: float
+    """Text it works on: less for the slow ones, the first documents of the same corpus."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One side over all rounds."""
+
+    value: float
+    """Median, MB (10^6 bytes of text) per CPU second."""
+    spread: float
+    """Distance of the quartiles over the median."""
+    wall: float
+    """Median, MB per wall second."""
+    megabytes: float
+    rounds: int
+    failure: str | None = None
+    """Why there is no figure."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One run of a whole command."""
+
+    wall_s: float
+    cpu_s: float
+    """Of every process of the tree, as last seen."""
+    peak_bytes: int
+    """Largest sum of the proportional set sizes (PSS) of the tree's processes, sampled four times a second."""
+    failure: str | None = None
+
+
+def compare(
+    sides: Sequence[Side],
+    inputs: Sequence[Path],
+    rounds: int,
+    results: Path | None = None,
+    extra: Sequence[str] = (),
+) -> dict[str, Rate]:
+    """Every side `rounds` times in turns. With `results`, each side's first round leaves `<script>.json` there."""
+    found: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
+    failures: dict[str, str] = {}
+    for number in range(rounds):
+        for side in sides:
+            if side.name in failures:
+                continue
+            options = ["--limit-mb", str(side.limit_mb), "--core", str(max(os.sched_getaffinity(0))), *extra]
+            if results is not None and number == 0:
+                options += ["--results", str(results / f"{side.script}.json")]
+            outcome = _run(side, inputs, options)
+            if isinstance(outcome, str):
+                failures[side.name] = outcome
+            else:
+                found[side.name].append(outcome)
+                speed = outcome["bytes"] / 1e6 / outcome["cpu_s"]
+                say(f"  round {number + 1} of {rounds}: {side.name} {speed:.3g} MB/s")
+    return {side.name: _rate(found[side.name], failures.get(side.name)) for side in sides}
+
+
+def _run(side: Side, inputs: Sequence[Path], options: Sequence[str]) -> dict[str, Any] | str:
+    command = [str(side.python), str(SIDES / f"{side.script}.py"), *map(str, inputs), *options]
+    try:
+        done = subprocess.run(
+            command, env={**os.environ, **_ONE_THREAD}, capture_output=True, text=True, timeout=_SIDE_LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        return f"took more than {_SIDE_LIMIT_S} s"
+    if done.returncode != 0:
+        return (done.stderr.strip().splitlines() or ["it ended without a word"])[-1][:200]
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def _rate(outcomes: list[dict[str, Any]], failure: str | None) -> Rate:
+    if failure is not None or not outcomes:
+        return Rate(0.0, 0.0, 0.0, 0.0, 0, failure or "no round")
+    speeds = [each["bytes"] / 1e6 / each["cpu_s"] for each in outcomes]
+    wall = statistics.median(each["bytes"] / 1e6 / each["wall_s"] for each in outcomes)
+    return Rate(statistics.median(speeds), spread(speeds), wall, outcomes[0]["bytes"] / 1e6, len(speeds))
+
+
+def spread(values: Sequence[float]) -> float:
+    """Distance of the quartiles over the median; 0 for one value."""
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return (high - low) / statistics.median(values)
+
+
+def watch(
+    command: Sequence[str], cores: set[int], environment: Mapping[str, str], log: Path, limit_s: float
+) -> Watched:
+    """Runs a command on these cores. Its processes are found by a mark in their environment, so daemons count too."""
+    mark = uuid.uuid4().hex
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)  # inherited by the command
+    began = time.monotonic()
+    try:
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **environment, _MARK: mark},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+    finally:
+        os.sched_setaffinity(0, mine)
+    tree = _Tree(mark)
+    while process.poll() is None:
+        tree.sample()
+        if time.monotonic() - began > limit_s:
+            process.kill()
+            process.wait()
+            return Watched(limit_s, tree.cpu_s, tree.peak_bytes, f"took more than {limit_s:g} s")
+        time.sleep(_SAMPLE_S)
+    wall_s = time.monotonic() - began
+    failure = None
+    if process.returncode != 0:
+        last = log.read_text("utf-8", "replace").strip().splitlines()[-3:]
+        failure = f"exit {process.returncode}: {' / '.join(last)[:300]}"
+    return Watched(wall_s, tree.cpu_s, tree.peak_bytes, failure)
+
+
+class _Tree:
+    """The processes that carry a mark."""
+
+    def __init__(self, mark: str) -> None:
+        self._needle = f"{_MARK}={mark}".encode()
+        self._members: dict[tuple[str, str], float] = {}
+        self._others: set[tuple[str, str]] = set()
+        self.peak_bytes = 0
+
+    @property
+    def cpu_s(self) -> float:
+        return sum(self._members.values())
+
+    def sample(self) -> None:
+        held = 0
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                try:
+                    held += self._look(folder)
+                except (OSError, IndexError):  # it ended meanwhile, or is another user's
+                    continue
+        self.peak_bytes = max(self.peak_bytes, held)
+
+    def _look(self, folder: Path) -> int:
+        stat = (folder / "stat").read_text().rpartition(")")[2].split()
+        key = (folder.name, stat[19])
+        if key in self._others:
+            return 0
+        if key not in self._members and self._needle not in (folder / "environ").read_bytes():
+            # A process that was just forked carries its parent's environment until it replaces itself: look again then.
+            if (time.clock_gettime(time.CLOCK_BOOTTIME) - int(stat[19]) / _PAGE_TICKS) > 2:
+                self._others.add(key)
+            return 0
+        self._members[key] = (int(stat[11]) + int(stat[12])) / _PAGE_TICKS
+        for line in (folder / "smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+        return 0
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
