@@ -5,19 +5,24 @@ import numpy as np
 import pytest
 import torch
 
-from raymill.dataset.shards import INDEX, ShardEntry, ShardIndex, TokenStream
+from raymill.dataset.shards import INDEX, ShardEntry, ShardIndex, TokenStream, learn_name
 from raymill.errors import DataError
 from raymill.evaluation.perplexity import evaluate_stream
 
 VOCAB = 7
 
 
-def stream_of(folder: Path, *shards: list[int], text_bytes: int = 40) -> TokenStream:
+def stream_of(
+    folder: Path, *shards: list[int], text_bytes: int = 40, masks: list[list[int]] | None = None
+) -> TokenStream:
     entries = []
     for number, ids in enumerate(shards):
         name = f"val-{number:05d}.bin"
         np.array(ids, "<u2").tofile(folder / name)
-        entries.append(ShardEntry(path=name, split="val", documents=1, tokens=len(ids), text_bytes=text_bytes))
+        if masks is not None:
+            np.array(masks[number], np.uint8).tofile(folder / learn_name(name))
+        sizes = {"documents": 1, "tokens": len(ids), "text_bytes": text_bytes}
+        entries.append(ShardEntry(path=name, split="val", has_learn_mask=masks is not None, **sizes))
     index = ShardIndex(dtype="uint16", vocab_size=VOCAB, end_of_document_id=0, shards=tuple(entries))
     (folder / INDEX).write_text(index.model_dump_json())
     return TokenStream(folder, "val")
@@ -70,3 +75,21 @@ def test_logits_in_half_precision_are_scored_in_full(tmp_path):
 def test_one_token_is_nothing_to_predict(tmp_path):
     with pytest.raises(DataError, match="nothing to predict"):
         evaluate_stream(uniform, stream_of(tmp_path, [3]), seq_len=4, max_sequences=None, batch_size=1)
+
+
+@pytest.mark.parametrize(("seq_len", "batch_size"), [(1, 1), (3, 2), (7, 3), (500, 1)])
+def test_only_learned_ids_are_judged_and_bits_per_byte_are_not_claimed(tmp_path, seq_len, batch_size):
+    shards = [[0, 1, 2, 3, 5, 5, 6, 0, 1], [2, 3, 3, 4, 5, 6]]
+    masks = [[1, 0, 0, 1, 1, 0, 0, 1, 1], [1, 0, 1, 0, 0, 1]]
+    stream = stream_of(tmp_path, *shards, masks=masks)
+    scores = evaluate_stream(successor, stream, seq_len=seq_len, max_sequences=None, batch_size=batch_size)
+    assert scores.tokens == 7  # the first id, learned or not, is never predicted
+    assert scores.accuracy == pytest.approx(5 / 7)  # 3 -> 5 and 3 -> 3
+    assert scores.loss_nats == pytest.approx(math.log(math.exp(5) + VOCAB - 1) - 5 * 5 / 7, rel=1e-5)
+    assert scores.bits_per_byte is None
+
+
+def test_nothing_to_learn_is_nothing_to_judge(tmp_path):
+    stream = stream_of(tmp_path, [1, 2, 3], masks=[[1, 0, 0]])
+    with pytest.raises(DataError, match="nothing in the val split is to be learned"):
+        evaluate_stream(uniform, stream, seq_len=4, max_sequences=None, batch_size=1)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raymill.dataset.shards import INDEX, ShardEntry, ShardIndex
+from raymill.dataset.shards import INDEX, ShardEntry, ShardIndex, learn_name, lengths_name
 from raymill.model.config import ModelConfig
 from raymill.training.loop import TrainingConfig
 
@@ -28,6 +28,29 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
         entry = ShardEntry(path=f"{name}.bin", split=split, documents=1, tokens=count, text_bytes=2 * count)
         entries.append(entry)
     index = ShardIndex(dtype="uint16", vocab_size=VOCAB, end_of_document_id=0, shards=tuple(entries))
+    (folder / INDEX).write_text(index.model_dump_json())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A train split of short documents that count upwards; most are not to be learned, of the others two thirds are."""
+    folder = tmp_path_factory.mktemp("documents")
+    generator = np.random.default_rng(8)
+    lengths = generator.integers(2, 30, 300).astype(np.uint32)
+    starts = generator.integers(1, VOCAB, 300)
+    counted = [
+        [*((start + np.arange(length - 1)) % (VOCAB - 1) + 1).tolist(), 0]
+        for start, length in zip(starts, lengths, strict=True)
+    ]
+    ids = np.concatenate(counted).astype("<u2")
+    ids.tofile(folder / "train-00000.bin")
+    np.save(folder / lengths_name("train-00000.bin"), lengths)
+    learned = np.repeat(generator.random(300) < 0.4, lengths) & (generator.random(len(ids)) < 0.67)
+    learned.tofile(folder / learn_name("train-00000.bin"))
+    sizes = {"documents": len(lengths), "tokens": len(ids), "text_bytes": 2 * len(ids)}
+    entry = ShardEntry(path="train-00000.bin", split="train", has_learn_mask=True, **sizes)
+    index = ShardIndex(dtype="uint16", vocab_size=VOCAB, end_of_document_id=0, shards=(entry,))
     (folder / INDEX).write_text(index.model_dump_json())
     return folder
 

@@ -1,8 +1,10 @@
 """The loop learns, counts right, and a kill changes no bit."""
 
 import json
+import math
 import multiprocessing
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +13,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from raymill.dataset.loader import IGNORE, Batch, Loader
+from raymill.dataset.shards import TokenStream
 from raymill.errors import DataError, UsageError
+from raymill.model.transformer import Transformer
 from raymill.training.checkpoint import newest_checkpoint
 from raymill.training.loop import CHECKPOINTS, METRICS, Hooks, StepMetrics, TrainingConfig, train
 from raymill.training.parallel import Worker
 
+VOCAB = 64
 ALONE = Worker(0, 1, torch.device("cpu"))
 
 
@@ -43,6 +49,57 @@ def test_it_learns_the_pattern(config: TrainingConfig, tokens: Path, tmp_path: P
     train(config, tokens, tmp_path, ALONE, HOOKS)
     losses = [row[1] for row in curve(tmp_path)]
     assert losses[0] > 4.0 and losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_it_learns_from_documents_of_which_a_part_is_not_learned(
+    config: TrainingConfig, documents: Path, tmp_path: Path, packing: str
+) -> None:
+    optimizer = config.optimizer.model_copy(update={"learning_rate": 0.02})
+    config = config.model_copy(update={"steps": 60, "optimizer": optimizer, "packing": packing})
+    train(config, documents, tmp_path, ALONE, HOOKS)
+    losses = [row[1] for row in curve(tmp_path)]
+    assert losses[0] > 4.0 and losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_the_loss_is_the_mean_over_the_learned_targets_of_the_whole_step(
+    config: TrainingConfig, documents: Path, tmp_path: Path, packing: str
+) -> None:
+    config = config.model_copy(update={"steps": 1, "packing": packing})
+    model = Transformer(config.model, VOCAB)
+    model.initialize(config.seed)
+    loader = Loader(TokenStream(documents, "train"), seq_len=16, global_batch_size=8, seed=0, packing=packing)
+    batch = loader.batch(0, 0, 8)
+    assert (batch.targets_BT == IGNORE).all(1).any()  # a microbatch of 1 has nothing to learn
+    logs_BTV = model(batch.inputs_BT).log_softmax(-1)
+    nats = [-logs_BTV[place][target] for place, target in _learned(batch)]
+    loss = torch.stack(nats).mean()
+    loss.backward()
+    norm = math.sqrt(sum(float(weight.grad.square().sum()) for weight in model.parameters()))
+    for microbatch_size in (1, 4, 8):
+        folder = tmp_path / str(microbatch_size)
+        train(config.model_copy(update={"microbatch_size": microbatch_size}), documents, folder, ALONE, HOOKS)
+        (row,) = curve(folder)
+        assert 20 < len(nats) < 60
+        assert row[1] == pytest.approx(loss.item(), rel=1e-5)
+        assert row[2] == pytest.approx(norm, rel=1e-4)
+
+
+def _learned(batch: Batch) -> list[tuple[tuple[int, int], int]]:
+    places = (batch.targets_BT != IGNORE).nonzero().tolist()
+    return [((row, at), int(batch.targets_BT[row, at])) for row, at in places]
+
+
+def test_a_step_with_nothing_to_learn_changes_no_gradient(
+    config: TrainingConfig, documents: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "unlearned"
+    shutil.copytree(documents, folder)
+    learn = folder / "train-00000.learn.bin"
+    learn.write_bytes(bytes(learn.stat().st_size))
+    train(config, folder, tmp_path / "run", ALONE, HOOKS)
+    assert {row[1:3] for row in curve(tmp_path / "run")} == {(0.0, 0.0)}
 
 
 def test_validations_on_the_way_are_short_and_the_last_is_whole(
@@ -108,6 +165,19 @@ def test_two_workers_reach_the_weights_of_one(config: TrainingConfig, tokens: Pa
     for name, parameter in alone.named_parameters():
         torch.testing.assert_close(state[name], parameter, rtol=2e-3, atol=2e-5)
     assert [row[0] for row in curve(tmp_path / "ddp")] == list(range(1, 13))
+    for one, other in zip(curve(tmp_path / "ddp"), curve(tmp_path / "alone"), strict=True):
+        assert one[1] == pytest.approx(other[1], rel=1e-4)
+
+
+def test_two_workers_with_ignored_targets_reach_the_weights_of_one(
+    config: TrainingConfig, documents: Path, tmp_path: Path
+) -> None:
+    config = config.model_copy(update={"packing": "best_fit"})
+    _run_workers(2, config, documents, tmp_path, None)
+    alone = train(config, documents, tmp_path / "alone", ALONE, HOOKS)
+    state = torch.load(tmp_path / "ddp.pt", weights_only=True)
+    for name, parameter in alone.named_parameters():
+        torch.testing.assert_close(state[name], parameter, rtol=2e-3, atol=2e-5)
     for one, other in zip(curve(tmp_path / "ddp"), curve(tmp_path / "alone"), strict=True):
         assert one[1] == pytest.approx(other[1], rel=1e-4)
 
