@@ -78,7 +78,8 @@ def build(library: Library, megabytes: float, cache: Path, seed: int = 1) -> lis
         path = folder / f"part-{len(shards):05d}.jsonl"
         if not path.exists():
             first = len(shards) * SHARD_DOCUMENTS
-            rows = [_row(number, library, seed) for number in range(first, first + SHARD_DOCUMENTS)]
+            numbers = range(first, first + SHARD_DOCUMENTS)
+            rows = [to_row(f"d{number}", *document(number, library, seed)) for number in numbers]
             aside = path.with_suffix(".aside")
             aside.write_bytes(b"".join(rows))
             aside.rename(path)
@@ -115,9 +116,9 @@ def edit(text: str, similarity: float, source: random.Random, library: Library) 
     return "".join(pieces)
 
 
-def _row(number: int, library: Library, seed: int) -> bytes:
-    kind, text = document(number, library, seed)
-    return json.dumps({"id": f"d{number}", "made": kind, "text": text}, ensure_ascii=False).encode() + b"\n"
+def to_row(name: str, made: str, text: str) -> bytes:
+    """One line of jsonl. made: what the document is, for whoever looks into the file; no side reads it."""
+    return json.dumps({"id": name, "made": made, "text": text}, ensure_ascii=False).encode() + b"\n"
 
 
 def _original(number: int, library: Library, seed: int) -> str:
