@@ -92,14 +92,14 @@ def epoch_of(stream: TokenStream, packing: str) -> dict[int, Batch]:
 
 
 def test_windows_number_their_documents_from_the_end_ids(stream_of) -> None:
-    stream = stream_of([[[1, 2, 0], [3, 0]], [[4, 5, 6, 7, 8, 9, 0], [0], [10, 11, 12, 13, 0]]])
+    stream = stream_of([[[1, 2, 0], [3, 0]], [[4, 5, 6, 0], [7, 8, 9, 0], [0], [10, 11, 12, 0]]])
     found = epoch_of(stream, "concat")
     assert len(found) == 2
     assert found[2].inputs_BT.tolist() == [[1, 2, 0, 3, 0, 4, 5, 6]]
-    assert found[2].targets_BT.tolist() == [[2, 0, 3, 0, 4, 5, 6, 7]]
+    assert found[2].targets_BT.tolist() == [[2, 0, 3, 0, 4, 5, 6, 0]]
     assert found[2].documents_BT.tolist() == [[0, 0, 1, 1, 2, 2, 2, 2]]
-    assert found[8].inputs_BT.tolist() == [[7, 8, 9, 0, 0, 10, 11, 12]]
-    assert found[8].documents_BT.tolist() == [[0, 0, 0, 1, 2, 2, 2, 2]]
+    assert found[7].inputs_BT.tolist() == [[0, 7, 8, 9, 0, 0, 10, 11]]
+    assert found[7].documents_BT.tolist() == [[0, 0, 0, 0, 1, 2, 2, 2]]
 
 
 def test_rows_begin_each_document_after_an_end_id_and_ignore_what_is_empty(stream_of) -> None:

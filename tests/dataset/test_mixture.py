@@ -99,6 +99,23 @@ def test_passes_have_different_orders_and_lie_mixed() -> None:
     assert all(0.3 < half.count(group) / Counter(corpus.groups[order])[group] < 0.7 for group in range(3))
 
 
+def test_a_part_of_a_source_lies_mixed_too() -> None:
+    corpus = Corpus(2)
+    asked = mixture(min(corpus.available()), weights=(1, 1, 1))
+    order = [each for each, _ in pieces(corpus, WHOLE, plan_mixture(corpus.shards(WHOLE), asked, 10**6))]
+    whole = mixture(3 * min(corpus.available()), weights=(1, 1, 1))
+    among = [each for each, _ in pieces(corpus, WHOLE, plan_mixture(corpus.shards(WHOLE), whole, 10**6))]
+    taken = [each in set(order) for each in among]
+    assert 0.3 < sum(taken[: len(taken) // 2]) / sum(taken) < 0.7
+
+
+def test_a_share_that_ends_with_a_document_cuts_none() -> None:
+    corpus = Corpus(2)
+    corpus.lengths[:] = 10
+    plan = plan_mixture(corpus.shards(WHOLE), mixture(300, weights=(1, 1, 1)), 10**6)
+    assert [length for _, length in pieces(corpus, WHOLE, plan)] == [10] * 30
+
+
 def test_neither_layout_nor_order_of_shards_changes_the_stream() -> None:
     corpus = Corpus(3)
     expected = pieces(corpus, WHOLE, plan_mixture(corpus.shards(WHOLE), mixture(2000), 10**6))

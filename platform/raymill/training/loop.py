@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,7 +94,7 @@ class StepMetrics:
     gradient_norm: float
     tokens: int
     elapsed_s: float
-    validation: Mapping[str, float | None] | None = None
+    validation: dict[str, float] | None = None
 
 
 def _ignore(*_: Any) -> None:
@@ -105,7 +105,7 @@ def _ignore(*_: Any) -> None:
 class Hooks:
     """How the loop tells its surroundings what happens; all run on rank 0 only."""
 
-    validate: Callable[[nn.Module, int | None], Mapping[str, float | None]]
+    validate: Callable[[nn.Module, int | None], dict[str, float]]
     """Scores the model on that many sequences of the val split, None for all of it."""
     on_step: Callable[[StepMetrics], None] = _ignore
     on_checkpoint: Callable[[Path], None] = _ignore
