@@ -27,7 +27,7 @@ from benchmarks.data.table import Row, columns, figure
 
 CORES = 2
 _QUICK_MB, _FULL_MB = (10.0, 30.0), (30.0, 100.0, 300.0)
-_QUICK_SAMPLES_MB, _FULL_SAMPLES_MB = (0.5, 2.0), (1.0, 5.0)
+_QUICK_SAMPLES_MB, _FULL_SAMPLES_MB = (1.0, 4.0), (2.0, 8.0)
 _LIMIT_S = 1800.0
 _NODES, _NODE_CORES = 100, 16
 _KEYS = 15
@@ -71,11 +71,10 @@ def line(bench: Bench) -> tuple[list[Row], str]:
     missing = bench.peers.missing.get("datatrove")
     ours: list[Run] = []
     theirs: list[Run] = []
-    failure = None
     for size in sizes[:-1]:
-        ours.append(_ours(bench, size, 1))
+        ours.append(_ours(bench, size))
     for _ in range(bench.rounds):
-        _extend(ours, _ours(bench, sizes[-1], 1))
+        _extend(ours, _ours(bench, sizes[-1]))
         for sample in samples if missing is None else ():
             _extend(theirs, _theirs(bench, sample))
     broken = [each.failure for run in ours for each in run.rounds if each.failure]
@@ -83,9 +82,9 @@ def line(bench: Bench) -> tuple[list[Row], str]:
         return [Row("jsonl to packed shards, 2 cores", "MB/s", None, note=broken[0] or "")], ""
     failure = missing or next((each.failure for run in theirs for each in run.rounds if each.failure), None)
     last = ours[-1]
-    reach = None if failure else _reach(theirs, last.megabytes)
+    reached = None if failure else reach(theirs, last.megabytes)
     note = f"{last.megabytes:.0f} MB of text in {last.wall_s:.1f} s"
-    if reach is not None:
+    if reached is not None:
         measured = ", ".join(f"{run.megabytes:.2g} MB in {run.wall_s:.0f} s" for run in theirs)
         note += f"; datatrove measured: {measured}; its figure is that line drawn to {last.megabytes:.0f} MB"
     if failure:
@@ -95,7 +94,7 @@ def line(bench: Bench) -> tuple[list[Row], str]:
     peak = max(run.peak_bytes for run in ours)
     their_peak = None if failure else max(run.peak_bytes for run in theirs) / 1e9
     rows = [
-        Row(work, "MB/s", last.speed, {"datatrove": reach}, spread(speeds), rounds=len(speeds), note=note),
+        Row(work, "MB/s", last.speed, {"datatrove": reached}, spread(speeds), rounds=len(speeds), note=note),
         Row(
             "peak memory of the whole process tree",
             "GB",
@@ -117,7 +116,7 @@ def _extend(runs: list[Run], one: Run) -> None:
     runs.append(one)
 
 
-def _ours(bench: Bench, size_mb: float, rounds: int) -> Run:
+def _ours(bench: Bench, size_mb: float) -> Run:
     """`raymill run` on the first shards of the corpus."""
     folder = bench.work / f"corpus-{size_mb:g}"
     if not folder.exists():
@@ -133,12 +132,10 @@ def _ours(bench: Bench, size_mb: float, rounds: int) -> Run:
     job.write_text(yaml.safe_dump(job_settings(folder, bench.tokenizer)))
     place.write_text(yaml.safe_dump({"name": "benchmark", "provider": "local", "storage": str(storage)}))
     command = [sys.executable, "-m", "raymill.cli", "run", str(job), "--on", str(place)]
-    found = []
-    for _ in range(rounds):
-        found.append(watch(command, _cores(), {}, bench.work / "line.log", _LIMIT_S))
-        shutil.rmtree(storage, ignore_errors=True)
-        say(f"  raymill, {sum(texts) / 1e6:.0f} MB: {found[-1].wall_s:.1f} s, {found[-1].peak_bytes / 1e9:.2f} GB")
-    return Run(sum(texts) / 1e6, len(texts), found)
+    found = watch(command, _cores(), {}, bench.work / "line.log", _LIMIT_S)
+    shutil.rmtree(storage, ignore_errors=True)
+    say(f"  raymill, {sum(texts) / 1e6:.0f} MB: {found.wall_s:.1f} s, {found.peak_bytes / 1e9:.2f} GB")
+    return Run(sum(texts) / 1e6, len(texts), [found])
 
 
 def job_settings(source: Path, tokenizer: Path) -> dict[str, object]:
@@ -175,10 +172,14 @@ def _cores() -> set[int]:
     return set(sorted(os.sched_getaffinity(0))[:CORES])
 
 
-def _reach(runs: Sequence[Run], megabytes: float) -> float:
-    """MB/s at another size, on the straight line through the smallest and the largest run."""
+def reach(runs: Sequence[Run], megabytes: float) -> float:
+    """MB/s at another size, on the straight line through the smallest and the largest run.
+
+    On a busy machine wall time may grow too little between them; never less than its CPU time on all cores.
+    """
     first, last = runs[0], runs[-1]
-    slope = max(1e-9, (last.wall_s - first.wall_s) / (last.megabytes - first.megabytes))
+    more = last.megabytes - first.megabytes
+    slope = max(last.wall_s - first.wall_s, (last.cpu_s - first.cpu_s) / CORES) / more
     return megabytes / (max(0.0, first.wall_s - slope * first.megabytes) + slope * megabytes)
 
 
