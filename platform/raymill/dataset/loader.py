@@ -16,16 +16,18 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raymill.dataset.packing import Packing, pack_stream
 from raymill.dataset.shards import TokenStream
 from raymill.errors import DataError
+
+if TYPE_CHECKING:
+    from raymill.dataset.packing import Packing
 
 PackingMethod = Literal["concat", "best_fit"]
 IGNORE = -100
@@ -57,7 +59,11 @@ class Loader:
         self._seq_len = seq_len
         self._global_batch_size = global_batch_size
         self._seed = seed
-        self._packed: list[Packing] = pack_stream(stream, seq_len) if packing == "best_fit" else []
+        self._packed: list[Packing] = []
+        if packing == "best_fit":
+            from raymill.dataset.packing import pack_stream  # brings numba, which concat can do without
+
+            self._packed = pack_stream(stream, seq_len)
         self._first_rows = [0, *accumulate(map(len, self._packed))]
         self.num_sequences = self._first_rows[-1] if packing == "best_fit" else (len(stream) - 1) // seq_len
         if self.num_sequences < global_batch_size:
