@@ -38,19 +38,26 @@ class Agreement:
     """Share of documents that both keep or both drop."""
     classes: float
     """Share for which also the class of the reason is the same."""
+    texts: float
+    """Share of the documents both keep of which both leave the same text."""
     differences: list[tuple[str, str, int]]
     """(ours, theirs, documents), most frequent first."""
 
 
-def compare(ours: Sequence[str | None], theirs: Sequence[str | None]) -> Agreement:
-    """Both lists speak of the same documents in the same order; None means kept."""
-    assert len(ours) == len(theirs), (len(ours), len(theirs))
-    pairs = [(class_of(one), class_of(other)) for one, other in zip(ours, theirs, strict=True)]
+Verdicts = Sequence[tuple[str | None, str]]
+"""Per document the reason, None where it is kept, and a digest of the text that is left."""
+
+
+def compare(ours: Verdicts, theirs: Verdicts) -> Agreement:
+    """Both speak of the same documents in the same order."""
+    pairs = [(class_of(one), class_of(other)) for (one, _), (other, _) in zip(ours, theirs, strict=True)]
+    kept = [pair for pair in zip(ours, theirs, strict=True) if pair[0][0] is None and pair[1][0] is None]
+    texts = sum(one == other for (_, one), (_, other) in kept) / max(1, len(kept))
     decisions = sum((one == "kept") == (other == "kept") for one, other in pairs)
     classes = sum(one == other for one, other in pairs)
     different = Counter(pair for pair in pairs if pair[0] != pair[1])
     listed = [(one, other, count) for (one, other), count in different.most_common()]
-    return Agreement(len(pairs), decisions / max(1, len(pairs)), classes / max(1, len(pairs)), listed)
+    return Agreement(len(pairs), decisions / max(1, len(pairs)), classes / max(1, len(pairs)), texts, listed)
 
 
 def class_of(reason: str | None) -> str:

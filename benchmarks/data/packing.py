@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 SEQ_LEN = 2048
 
@@ -25,7 +26,7 @@ class Outcome:
     """The same of concatenation."""
 
 
-def measure(lengths: Sequence[int]) -> Outcome:
+def measure(lengths: Sequence[int] | NDArray[np.int64]) -> Outcome:
     """lengths: ids of each document, its end-of-document id included."""
     from raymill.dataset.packing import pack_best_fit
 

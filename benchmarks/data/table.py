@@ -98,7 +98,7 @@ def columns(cells: Sequence[Sequence[str]]) -> str:
 def figure(value: float | None) -> str:
     if value is None:
         return "none"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def save(rows: Sequence[Row], machine: Mapping[str, Any], path: Path) -> None:

@@ -15,10 +15,10 @@ from benchmarks.data.measure import Watched
 
 
 def test_agreement_counts_decisions_and_classes() -> None:
-    ours = [None, "repeated_lines", "too_short", None, "word_length"]
-    theirs = [None, "top_2_gram", "gopher_enough_stop_words", "curly_bracket", "gopher_above_avg_threshold"]
-    found = agreement.compare(ours, theirs)
-    assert (found.decisions, found.classes) == (0.8, 0.6)
+    ours = [(None, "a"), (None, "b"), ("repeated_lines", "c"), ("too_short", "d"), (None, "e"), ("word_length", "f")]
+    theirs = [(None, "a"), (None, "B"), ("top_2_gram", "c"), ("gopher_enough_stop_words", "d"), ("curly_bracket", "e")]
+    found = agreement.compare(ours, [*theirs, ("gopher_above_avg_threshold", "f")])
+    assert (found.decisions, found.classes, found.texts) == (5 / 6, 4 / 6, 0.5)
     assert found.differences == [("too short", "stop words", 1), ("kept", "curly bracket", 1)]
 
 

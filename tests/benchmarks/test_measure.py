@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ SIDE = """
 import timing
 
 def load(options):
-    return lambda texts: [text.upper() for text in texts]
+    return lambda texts: [("seen", text.upper()) for text in texts]
 
 timing.run(load)
 """
@@ -60,7 +61,8 @@ def test_sides_take_turns(sides: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_results_speak_of_the_documents_that_were_timed(sides: Path, tmp_path: Path) -> None:
     compare([Side("a", "upper", Path(sys.executable), 1.0)], [corpus_file(tmp_path, 70)], 1, tmp_path)
-    assert json.loads((tmp_path / "upper.json").read_text()) == [f"TEXT {number:06d}" for number in range(64, 70)]
+    digests = [hashlib.blake2b(b"TEXT %06d" % number, digest_size=8).hexdigest() for number in range(64, 70)]
+    assert json.loads((tmp_path / "upper.json").read_text()) == [["seen", digest] for digest in digests]
 
 
 def test_memory_of_a_process_that_left_the_session_counts(tmp_path: Path) -> None:

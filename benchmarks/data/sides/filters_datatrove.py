@@ -12,13 +12,13 @@ from datatrove.pipeline.filters import C4QualityFilter, GopherQualityFilter, Gop
 def load(options: Namespace) -> Callable[[list[str]], Any]:
     chain = [GopherRepetitionFilter(), GopherQualityFilter(), C4QualityFilter()]
 
-    def judge(text: str) -> str | None:
+    def judge(text: str) -> tuple[str | None, str]:
         document = Document(text=text, id="")
         for each in chain:
             verdict = each.filter(document)
             if verdict is not True:
-                return verdict[1]
-        return None
+                return verdict[1], document.text
+        return None, document.text
 
     return lambda texts: [judge(text) for text in texts]
 

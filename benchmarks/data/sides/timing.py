@@ -3,7 +3,8 @@
 A side is a script run by path, ours in our interpreter and a peer's in the peers'. Its `load(options)` returns the
 function over a list of texts that is timed; imports, tables, compilers and caches are thus outside the time, for both
 alike. One line of JSON comes out. With --results the result goes to a file, one JSON value per document, for comparing:
-a reason, or a digest of ids. Standard library only.
+a reason with
+a digest of the text that is left, or a digest of ids. Standard library only.
 """
 
 import argparse
@@ -36,11 +37,15 @@ def run(load: Callable[[argparse.Namespace], Callable[[list[str]], Any]]) -> Non
     print(json.dumps({"cpu_s": cpu_s, "wall_s": wall_s, "bytes": size, "documents": len(timed)}))
 
 
-def _comparable(each: Any) -> str | None:
-    """A reason stays itself, ids become a digest."""
-    if each is None or isinstance(each, str):
-        return each
-    return hashlib.blake2b(array.array("I", each).tobytes(), digest_size=8).hexdigest()
+def _comparable(each: Any) -> Any:
+    """(reason, text) or ids, with a digest for what is long."""
+    if isinstance(each, tuple):
+        return each[0], _digest(each[1].encode())
+    return _digest(array.array("I", each).tobytes())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def read_texts(paths: list[Path], limit_mb: float) -> list[str]:
