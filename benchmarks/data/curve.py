@@ -23,6 +23,7 @@ from benchmarks.data.corpus import Library, edit
 LOWEST, BINS = 0.2, 16
 BANDS, ROWS, SHINGLE_WORDS = 14, 8, 5
 _TAIL = 0.02275
+_WINDOW_CHARS = 1500
 _WORD = re.compile(rb"[a-z0-9\x80-\xff]+")
 
 
@@ -59,14 +60,21 @@ def measure(library: Library, documents: int, seed: int = 1) -> list[Bin]:
 
 
 def family_texts(library: Library, documents: int, seed: int) -> list[str]:
-    """Pairs: a text and its edit, similarities spread over the bins; every pair of another text."""
+    """Pairs: a text and its edit, similarities spread over the bins.
+
+    No paragraph is in two pairs, so that their hits are independent draws; a small library gives fewer documents.
+    """
     source = random.Random(seed)
-    texts: list[str] = []
-    while len(texts) < documents:
-        start = source.randrange(len(library.paragraphs))
-        text = "\n".join(library.paragraphs[start : start + 12])[:3000]
-        texts += [text, edit(text, source.uniform(LOWEST, 1.0), source, library)]
-    return texts
+    windows: list[str] = []
+    held: list[str] = []
+    for paragraph in library.paragraphs:
+        held.append(paragraph)
+        if sum(map(len, held)) >= _WINDOW_CHARS:
+            windows.append("\n".join(held)[: 2 * _WINDOW_CHARS])
+            held = []
+    source.shuffle(windows)
+    pairs = ((text, edit(text, source.uniform(LOWEST, 1.0), source, library)) for text in windows[: documents // 2])
+    return [text for pair in pairs for text in pair]
 
 
 def shingles(text: str) -> set[tuple[bytes, ...]]:

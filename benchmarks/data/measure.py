@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -103,9 +104,16 @@ def _run(side: Side, inputs: Sequence[Path], options: Sequence[str]) -> dict[str
     except subprocess.TimeoutExpired:
         return f"took more than {_SIDE_LIMIT_S} s"
     if done.returncode != 0:
-        return (done.stderr.strip().splitlines() or ["it ended without a word"])[-1][:200]
+        return _error_line(done.stderr)
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
+
+
+def _error_line(text: str) -> str:
+    """The line that names the error: some libraries print more after it."""
+    lines = text.strip().splitlines() or ["it ended without a word"]
+    named = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Exit)\b", line)]
+    return (named or lines)[-1][:200]
 
 
 def _rate(outcomes: list[dict[str, Any]], failure: str | None) -> Rate:
@@ -154,8 +162,7 @@ def watch(
     wall_s = time.monotonic() - began
     failure = None
     if process.returncode != 0:
-        last = log.read_text("utf-8", "replace").strip().splitlines()[-3:]
-        failure = f"exit {process.returncode}: {' / '.join(last)[:300]}"
+        failure = f"exit {process.returncode}: {_error_line(log.read_text('utf-8', 'replace'))}"
     return Watched(wall_s, tree.cpu_s, tree.peak_bytes, failure)
 
 

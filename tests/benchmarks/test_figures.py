@@ -38,9 +38,9 @@ def test_a_bin_is_inside_when_its_hits_are_likely() -> None:
 
 
 def test_the_curve_finds_its_pairs(library: Library) -> None:
-    bins = curve.measure(library, 200)
+    bins = curve.measure(library, 100)
     assert [each.low for each in bins] == pytest.approx(np.linspace(0.2, 0.95, 16).tolist())
-    assert sum(each.pairs for each in bins) >= 95
+    assert sum(each.pairs for each in bins) >= 20
     assert bins[-1].hits == bins[-1].pairs
     assert bins[0].hits == 0
 
