@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raymill.tokenizer.bpe import Tokenizer
+from raymill.tokenizer.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")

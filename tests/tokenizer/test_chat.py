@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raymill.tokenizer.bpe import Tokenizer
+from raymill.tokenizer.tokenizer import Tokenizer
 from raymill.tokenizer.chat import Message, render_chat
 
 START, END = 1, 2
