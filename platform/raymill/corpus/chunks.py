@@ -14,19 +14,27 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
 _APOSTROPHE = "\u2019"
-_QUOTES = "'\"\u201d\u201c`\u2018\u00b4\u2019\u201a,\u201e\u00bb\u00ab\u300c\u300d\u300e\u300f\uff08\uff09\u3014\u3015\u3010\u3011\u300a\u300b\u3008\u3009\u2329\u232a\u27e6\u27e7"  # noqa: RUF001, E501
-_MARKS = "\u2026,:;!?\u00bf\u061f\u00a1()[]{}<>_#*&\u3002\uff1f\uff01\uff0c\u3001\uff1b\uff1a\uff5e\u00b7\u0964\u060c\u06d4\u061b\u066a"  # noqa: RUF001, E501
+_QUOTES = (
+    "'\"\u201d\u201c`\u2018\u00b4\u2019\u201a,\u201e\u00bb\u00ab\u300c\u300d\u300e\u300f\uff08\uff09\u3014\u3015\u3010\u3011"
+    "\u300a\u300b\u3008\u3009\u2329\u232a\u27e6\u27e7"
+)
+_MARKS = (
+    "\u2026,:;!?\u00bf\u061f\u00a1()[]{}<>_#*&\u3002\uff1f\uff01\uff0c\u3001\uff1b\uff1a\uff5e\u00b7\u0964\u060c\u06d4\u061b"
+    "\u066a"
+)
 _CURRENCY_SIGNS = "$\u00a3\u20ac\u00a5\u0e3f\ufdfc\u20a0-\u20bf"
-_HYPHENS = "-|\u2013|\u2014|--|---|\u2014\u2014|~"  # noqa: RUF001
+_HYPHENS = "-|\u2013|\u2014|--|---|\u2014\u2014|~"
 _LENGTHS = "km m dm cm mm \u043a\u043c \u043c \u0434\u043c \u0441\u043c \u043c\u043c"
 """Units that may be squared or cubed."""
 _UNITS = (
     "ha \u00b5m nm yd in ft kg g mg \u00b5g t lb oz m/s km/h kmh mph hPa Pa mbar mb MB kb KB gb GB tb TB T G M K % "
-    "\u043d\u043c \u043a\u0433 \u0433 \u043c\u0433 \u043c/\u0441 \u043a\u043c/\u0447 \u043a\u041f\u0430 \u041f\u0430 \u043c\u0431\u0430\u0440 \u041a\u0431 \u041a\u0411 "
-    "\u043a\u0431 \u041c\u0431 \u041c\u0411 \u043c\u0431 \u0413\u0431 \u0413\u0411 \u0433\u0431 \u0422\u0431 \u0422\u0411"
+    "\u043d\u043c \u043a\u0433 \u0433 \u043c\u0433 \u043c/\u0441 \u043a\u043c/\u0447 \u043a\u041f\u0430 \u041f\u0430 "
+    "\u043c\u0431\u0430\u0440 \u041a\u0431 \u041a\u0411 \u043a\u0431 \u041c\u0431 \u041c\u0411 \u043c\u0431 \u0413\u0431 "
+    "\u0413\u0411 \u0433\u0431 \u0422\u0431 \u0422\u0411"
 )
 
 # Letters by code point, hexadecimal. Of the cased blocks, what Unicode calls upper or lower is so here.
@@ -54,7 +62,7 @@ _EMOTICONS = (
     ":* :-* :3 :-3 =3 :> :-> :X :-X :x :-x :D :-D ;D ;-D =D xD XD xDD XDD 8D 8-D ^_^ ^__^ ^___^ >.< >.> <.< ._. ;_; -_- "
     "-__- v.v V.V v_v V_V o_o o_O O_o O_O 0_o o_0 0_0 o.O O.o O.O o.o 0.0 o.0 0.o @_@ <3 <33 <333 </3 (^_^) (-_-) (._.) "
     "(>_<) (*_*) (\u00ac_\u00ac) \u0ca0_\u0ca0 \u0ca0\ufe35\u0ca0 (\u0ca0_\u0ca0) \u00af\\(\u30c4)/\u00af "
-    "(\u256f\u00b0\u25a1\u00b0\uff09\u256f\ufe35\u253b\u2501\u253b ><(((*>"  # noqa: RUF001
+    "(\u256f\u00b0\u25a1\u00b0\uff09\u256f\ufe35\u253b\u2501\u253b ><(((*>"
 )
 _CONTRACTIONS = (
     ("i", "'m 'm+a 'll 'll+'ve 'd 'd+'ve 've"),
@@ -68,7 +76,7 @@ _CONTRACTIONS = (
     ("ai are is was were have has dare", "n't"),
 )
 """Words, small or with a capital, and what follows them, with its apostrophes or without any."""
-_NO_CONTRACTIONS = frozenset("ill its hell shell shed were well whore".split())
+_NO_CONTRACTIONS = frozenset(("ill", "its", "hell", "shell", "shed", "were", "well", "whore"))
 _PARTED = "y'+all y+all how+'d+'y How+'d+'y can+not Can+not gon+na Gon+na got+ta Got+ta let+'s Let+'s c'm+on C'm+on"
 _WHOLE = (
     "doin goin nothin nuthin ol somethin Doin Goin Nothin Nuthin Ol Somethin doin' goin' nothin' nuthin' ol' somethin' "
@@ -81,6 +89,7 @@ _WHOLE = (
     "\u2014 ' '' \\\") <space> C++ \u00e4. \u00f6. \u00fc."
 )
 
+_MAY_BE_ADDRESS = re.compile(r"\.[^\W\dA-Z_]{2}|\.\d+\.\d+\.\d")
 Words = tuple[str, ...]
 _LONGEST_SUFFIX = 5
 
@@ -93,8 +102,10 @@ class _Tables(NamedTuple):
     suffix: re.Pattern[str]
     infix: re.Pattern[str]
     host: re.Pattern[str]
-    joined: dict[Words, Words]
+    joined: dict[tuple[str, ...], Words]
     """Words that the marks part and that belong together, such as the two marks of a smile."""
+    joined_heads: frozenset[tuple[str, str]]
+    """The first two of each."""
     joined_sizes: tuple[int, ...]
 
 
@@ -113,13 +124,13 @@ def exceptions() -> dict[str, Words]:
 def _tables() -> _Tables:
     known = _exceptions()
     patterns = _patterns()
-    tables = _Tables(known, max(map(len, known)), *patterns, {}, ())
+    tables = _Tables(known, max(map(len, known)), *patterns, {}, frozenset(), ())
     for text, words in known.items():
         parts = tuple(_cut(text, tables, excepting=False))
         if len(parts) > 1:
             tables.joined[parts] = words
     sizes = sorted({len(parts) for parts in tables.joined}, reverse=True)
-    return tables._replace(joined_sizes=tuple(sizes))
+    return tables._replace(joined_sizes=tuple(sizes), joined_heads=frozenset(parts[:2] for parts in tables.joined))
 
 
 def _cut(chunk: str, tables: _Tables, *, excepting: bool) -> list[str]:
@@ -194,7 +205,7 @@ def _cut_inside(text: str, tables: _Tables) -> list[str]:
 
 def _is_address(text: str, tables: _Tables) -> bool:
     """A host with a top-level domain or an IP number; before it a scheme or a user, after it a port or a path."""
-    if "." not in text:
+    if not _MAY_BE_ADDRESS.search(text):
         return False
     scheme = re.match(r"[\w+.-]{2,}://", text)
     starts = {0, scheme.end() if scheme else 0, *(match.end() for match in re.finditer("(?<=.)@", text))}
@@ -204,7 +215,7 @@ def _is_address(text: str, tables: _Tables) -> bool:
 def _rejoin(words: list[str]) -> list[str]:
     """Puts together what the marks parted; the longest run first, of runs as long the first."""
     tables = _tables()
-    if len(words) < 2:
+    if tables.joined_heads.isdisjoint(pairwise(words)):
         return words
     taken: set[int] = set()
     runs: dict[int, tuple[int, Words]] = {}
@@ -253,7 +264,8 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str], re.P
     symbol = _class([p for p in range(0x110000) if unicodedata.category(chr(p)) == "So" and p not in young])
     marks, quotes = re.escape(_MARKS), re.escape(_QUOTES)
     lengths, others = _LENGTHS.split(), _UNITS.split()
-    unit = "|".join(map(re.escape, [*others, *(length + power for length in lengths for power in ("", "\u00b2", "\u00b3"))]))
+    powers = ("", "\u00b2", "\u00b3")
+    unit = "|".join(map(re.escape, [*others, *(length + power for length in lengths for power in powers)]))
     sign = f"[{_CURRENCY_SIGNS}]"
     prefix = rf"[\u00a7%=\u2014\u2013{marks}{quotes}{_CURRENCY_SIGNS}{symbol}]|\+(?![0-9])|(?:US|C|A)\$"
     suffix = (

@@ -1,37 +1,51 @@
-"""Keep a document, or drop it for one named reason. A profile per kind of text: prose and code.
+"""Keep a document, or drop it for one named reason. A profile per kind of text.
 
-Prose: the quality and repetition rules of Gopher (Rae et al. 2021, appendix A1) and the page rules of C4 (Raffel et al.
-2020), thresholds from the papers. C4's rules that cut single lines are not used, except for cookie and JavaScript
-notices: short lines are headings, verses and speakers in texts that are no web pages.
+Prose: any of five sets of rules, in this order: the repetition and quality rules of Gopher (Rae et al. 2021, appendix
+A1), the rules of C4 on lines and on pages (Raffel et al. 2020), and FineWeb's (Penedo et al. 2024). Thresholds, words
+and order are datatrove's, so that its decisions are ours. C4's rules on lines are not used by default: short lines are
+headings, verses and speakers in texts that are no web pages; of them only cookie and JavaScript notices are cut.
 Code: those thresholds would drop nearly all of it, so it has its own few, after StarCoder (Li et al. 2023).
-Costs 20-50 MB/s per core, nearly all of it in `measure`.
+Chat and tasks are only asked not to be empty. Costs 40-60 MB/s per core.
 """
 
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
+
+from raymill.corpus import pages, repetition
 from raymill.corpus.document import Kind
-from raymill.corpus.measures import Measures, measure
+from raymill.corpus.measures import Bytes, Seen, count_repeats, measure_code, new_seen, trim
+from raymill.corpus.words import Facts, WordSplitter
+
+RuleSet = Literal["gopher_repetition", "gopher_quality", "c4_lines", "c4_page", "fineweb"]
+DEFAULT_RULES: frozenset[RuleSet] = frozenset({"gopher_repetition", "gopher_quality", "c4_page"})
 
 REASONS = {
-    "empty": "nothing but white space",
+    "empty": "nothing but white space, or nothing else is left",
     "too_short": "prose under `min_words` words; code under 3 lines or 100 characters",
     "too_long": "prose over 100,000 words; code over 1,000,000 characters",
     "word_length": "mean length of a word outside 3-10 characters",
     "symbols": "over one # or ellipsis per ten words",
-    "bullets": "over 90 % of lines begin with a bullet",
+    "bullets": "over 90 % of lines begin with a bullet or a dash",
     "ellipsis_lines": "over 30 % of lines end with an ellipsis",
     "few_letters": "under 80 % of words hold a letter; in code, under 25 % of characters are letters",
     "few_stop_words": "under two of: the be to of and that have with",
     "repeated_lines": "over 30 % of lines, or 20 % of characters (code: 30 %), are in lines that stood before",
     "repeated_paragraphs": "over 30 % of paragraphs, or 20 % of characters, are in paragraphs that stood before",
-    "frequent_phrase": "the commonest 2-, 3- or 4-gram of words holds over 20, 18 or 16 % of characters",
-    "repeated_phrases": "5- to 10-grams that stood before hold over 15 to 10 % of characters (code: 10-grams, 40 %)",
+    "frequent_phrase": "the commonest phrase of 2, 3 or 4 words holds over 20, 18 or 16 % of characters",
+    "repeated_phrases": "phrases of 5 to 10 words that stood before hold over 15 to 10 % of characters (code: 10 words, 40 %)",
     "lorem_ipsum": "holds the phrase lorem ipsum",
     "curly_bracket": "holds a curly bracket (only with drop_curly_brackets)",
-    "few_sentences": "under 3 sentences",
+    "few_sentences": "under `min_sentences` sentences",
+    "few_ended_lines": "under 12 % of lines end with a mark that ends a sentence",
+    "short_lines": "over 67 % of lines have at most 30 characters",
+    "repeated_page_lines": "over 1 % of characters are in lines that stood before, by the rules for web pages",
+    "list": "over 3 line feeds per ten words",
     "long_lines": "code with a line over 1,000 characters, or 100 in the mean",
     "generated": "code that says in its first lines that a program wrote it",
     "exact_duplicate": "the same text as an earlier document",
@@ -39,97 +53,170 @@ REASONS = {
 }
 """Every reason a readable document can be dropped for."""
 
-_TOP_GRAM_LIMITS = (0.20, 0.18, 0.16)
-_REPEATED_GRAM_LIMITS = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)
+_WORD_REASONS = {
+    repetition.TOO_SHORT: "too_short",
+    repetition.TOO_LONG: "too_long",
+    repetition.WORD_LENGTH: "word_length",
+    repetition.SYMBOLS: "symbols",
+    repetition.FEW_LETTERS: "few_letters",
+    repetition.FEW_STOP_WORDS: "few_stop_words",
+}
+_BEFORE_LISTS = (repetition.TOO_SHORT, repetition.TOO_LONG, repetition.WORD_LENGTH, repetition.SYMBOLS)
+_PHRASE_REASONS = {repetition.FREQUENT: "frequent_phrase", repetition.REPEATED: "repeated_phrases"}
+_PAGE_REASONS = {pages.LOREM_IPSUM: "lorem_ipsum", pages.CURLY_BRACKET: "curly_bracket"}
+_FINEWEB_REASONS = {
+    pages.FEW_ENDED_LINES: "few_ended_lines",
+    pages.SHORT_LINES: "short_lines",
+    pages.REPEATED_LINES: "repeated_page_lines",
+    pages.LIST_OF_LINES: "list",
+}
 _NOTICE = re.compile(
     r"javascript.{0,40}\b(?:enabled?|disabled|browser|required)\b|\b(?:enable|requires|turn on)\b.{0,20}javascript"
     r"|terms of use|privacy policy|cookie policy|uses cookies|use of cookies|use cookies"
 )
-_NOTICE_HINTS = ("javascript", "policy", "cookies", "terms of use")
 _GENERATED = re.compile(r"auto-?generated|automatically generated|generated (?:by|from)|do not (?:edit|modify)")
 _HEADER_LINES = 5
+_KEPT_PLACES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The few thresholds that jobs change."""
+    """The sets of rules for prose and code, and the few thresholds that jobs change."""
 
-    quality: bool
-    """Off: only empty documents are dropped."""
-    min_words: int
-    """Prose with fewer words is `too_short`."""
-    drop_curly_brackets: bool
+    sets: frozenset[RuleSet] = DEFAULT_RULES
+    """None: only empty documents are dropped, code too."""
+    min_words: int = 50
+    """Prose with fewer words, punctuation not counted, is `too_short`."""
+    min_sentences: int = 3
+    """Prose with fewer sentences is `few_sentences`; each line is one or more. Web pages: 5."""
+    drop_curly_brackets: bool = False
     """C4's rule against code in web pages."""
+    require_terminal_punctuation: bool = False
+    """The rules on lines cut those that end in none of . ? ! and quotation marks."""
+    cut_notices: bool = True
+    """Lines that ask for JavaScript, or speak of cookies and terms, are cut before anything is judged."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
     reason: str | None
     """Why the document is dropped; None: it is kept."""
     text: str
-    """The text to keep, without notices."""
+    """The text to keep, without the lines that were cut."""
     removed_lines: int
-    """Lines of cookie and JavaScript notices that were cut."""
+    """Lines, blank ones not counted, that were cut."""
 
 
 def judge(text: str, kind: Kind, rules: Rules) -> Verdict:
     """The verdict on one normalised document."""
-    if not text:
+    if not text or text.isspace():
         return Verdict("empty", text, 0)
-    if not rules.quality:
+    if not rules.sets or kind in ("chat", "task"):
         return Verdict(None, text, 0)
     if kind == "code":
         return Verdict(_judge_code(text), text, 0)
-    lowered = text.lower()
-    text, removed_lines = _cut_notices(text, lowered)
-    return Verdict(_judge_prose(text, lowered, rules), text, removed_lines)
+    judges = _THREAD.judges = getattr(_THREAD, "judges", None) or _ProseJudge()
+    return judges.judge(text, rules)
 
 
-def _judge_prose(text: str, lowered: str, rules: Rules) -> str | None:
-    found = measure(text.encode())
-    return _judge_shape(found, rules.min_words) or _judge_repetition(found) or _judge_page(found, lowered, rules)
+_THREAD = threading.local()
 
 
-def _judge_shape(found: Measures, min_words: int) -> str | None:
-    if found.words < max(1, min_words):
-        return "too_short"
-    if found.words > 100_000:
-        return "too_long"
-    if not 3 <= found.word_chars / found.words <= 10:
-        return "word_length"
-    if max(found.hashes, found.ellipses) > 0.1 * found.words:
-        return "symbols"
-    if found.bullet_lines > 0.9 * found.lines:
-        return "bullets"
-    if found.ellipsis_lines > 0.3 * found.lines:
-        return "ellipsis_lines"
-    if found.words_with_letter < 0.8 * found.words:
-        return "few_letters"
-    return "few_stop_words" if found.stop_words < 2 else None
+class _ProseJudge:
+    """Judges the prose of one thread, with tables that are kept between documents."""
+
+    def __init__(self) -> None:
+        self._splitter = WordSplitter()
+        self._seen = new_seen(1 << 12)
+
+    def judge(self, text: str, rules: Rules) -> Verdict:
+        data, removed_lines = text.encode(), 0
+        array = np.frombuffer(data, np.uint8)
+        marks = pages.Marks(*pages.scan_marks(array))
+        if rules.cut_notices and marks.holds & pages.NOTICES:
+            text, removed_lines = _cut_notices(text)
+            if not text:
+                return Verdict("empty", text, removed_lines)
+            if removed_lines:
+                data = text.encode()
+                array = np.frombuffer(data, np.uint8)
+                marks = pages.Marks(*pages.scan_marks(array))
+        reason = None
+        if "gopher_repetition" in rules.sets and marks.line_feeds:
+            reason = self._judge_repeated_lines(array, len(text), marks)
+        if reason:
+            return Verdict(reason, text, removed_lines)
+        hashes, facts = self._splitter.split(array)
+        if "gopher_repetition" in rules.sets:
+            code = repetition.judge_phrases(hashes, facts, len(text), self._seen_for(len(facts)))
+            reason = _PHRASE_REASONS.get(code)
+        if not reason and "gopher_quality" in rules.sets:
+            reason = _judge_quality(array, facts, marks, rules.min_words)
+        if reason or rules.sets.isdisjoint(_PAGE_SETS):
+            return Verdict(reason, text, removed_lines)
+        return self._judge_page(Verdict(None, text, removed_lines), array, facts, marks, rules)
+
+    def _judge_repeated_lines(self, array: Bytes, text_chars: int, marks: pages.Marks) -> str | None:
+        seen = self._seen_for(marks.line_feeds + 2)
+        if marks.blank_lines:
+            start, end = trim(array, 0, len(array))
+            paragraphs, repeated, chars = count_repeats(array, start, end, 2, seen)
+            if repeated / paragraphs > 0.3 or chars / text_chars > 0.2:
+                return "repeated_paragraphs"
+        lines, repeated, chars = count_repeats(array, 0, len(array), 1, seen)
+        return "repeated_lines" if repeated / lines > 0.3 or chars / text_chars > 0.2 else None
+
+    def _judge_page(self, so_far: Verdict, array: Bytes, facts: Facts, marks: pages.Marks, rules: Rules) -> Verdict:
+        """C4's rules and FineWeb's, in that order; the latter see what the former leave of the text."""
+        text, removed_lines, reason = so_far.text, so_far.removed_lines, None
+        forbidden = pages.LOREM | pages.CURLY * rules.drop_curly_brackets if "c4_page" in rules.sets else 0
+        holds = marks.holds & (pages.NOTICES | pages.BRACKET | forbidden)
+        if "c4_lines" in rules.sets:
+            left, cut, code = pages.cut_page_lines(array, holds, rules.require_terminal_punctuation)
+            removed_lines += cut
+            if code:
+                return Verdict(_PAGE_REASONS[code], text, removed_lines)
+            if left != array.tobytes():
+                facts = self._splitter.split(np.frombuffer(left, np.uint8))[1]
+                text = left.decode().strip()
+                array = np.frombuffer(text.encode(), np.uint8)
+        elif holds & forbidden:
+            reason = "lorem_ipsum" if holds & pages.LOREM else "curly_bracket"
+        if not reason and "c4_page" in rules.sets and pages.count_sentences(facts) < rules.min_sentences:
+            reason = "few_sentences"
+        if not reason and not text:
+            reason = "empty"
+        if not reason and "fineweb" in rules.sets:
+            seen = self._seen_for(text.count("\n") + 2)
+            reason = _FINEWEB_REASONS.get(pages.judge_page(array, len(text), len(facts), seen))
+        return Verdict(reason, text, removed_lines)
+
+    def _seen_for(self, places: int) -> Seen:
+        """A table with room; a very large one is not kept."""
+        if 2 * places <= len(self._seen.keys):
+            return self._seen
+        seen = new_seen(2 * places)
+        if places <= _KEPT_PLACES:
+            self._seen = seen
+        return seen
 
 
-def _judge_repetition(found: Measures) -> str | None:
-    if found.repeated_lines > 0.3 * found.lines or found.repeated_line_chars > 0.2 * found.chars:
-        return "repeated_lines"
-    if found.repeated_paragraphs > 0.3 * found.paragraphs or found.repeated_paragraph_chars > 0.2 * found.chars:
-        return "repeated_paragraphs"
-    if any(share > limit for share, limit in zip(found.top_gram_shares, _TOP_GRAM_LIMITS, strict=True)):
-        return "frequent_phrase"
-    if any(share > limit for share, limit in zip(found.repeated_gram_shares, _REPEATED_GRAM_LIMITS, strict=True)):
-        return "repeated_phrases"
-    return None
+_PAGE_SETS: frozenset[RuleSet] = frozenset({"c4_lines", "c4_page", "fineweb"})
 
 
-def _judge_page(found: Measures, lowered: str, rules: Rules) -> str | None:
-    if "lorem ipsum" in lowered:
-        return "lorem_ipsum"
-    if rules.drop_curly_brackets and "{" in lowered:
-        return "curly_bracket"
-    return "few_sentences" if found.sentences < 3 else None
+def _judge_quality(array: Bytes, facts: Facts, marks: pages.Marks, min_words: int) -> str | None:
+    code = repetition.judge_words(facts, marks.hashes, marks.ellipses, min_words)
+    if code not in _BEFORE_LISTS:
+        lines, bullets, ellipses = pages.count_marked_lines(array)
+        if bullets / lines > 0.9:
+            return "bullets"
+        if ellipses / lines > 0.3:
+            return "ellipsis_lines"
+    return _WORD_REASONS.get(code)
 
 
 def _judge_code(text: str) -> str | None:
-    found = measure(text.encode())
+    found = measure_code(text.encode())
     if found.lines < 3 or found.chars < 100:
         return "too_short"
     if found.chars > 1_000_000:
@@ -142,12 +229,10 @@ def _judge_code(text: str) -> str | None:
         return "generated"
     if found.repeated_line_chars > 0.3 * found.chars:
         return "repeated_lines"
-    return "repeated_phrases" if found.repeated_gram_shares[-1] > 0.4 else None
+    return "repeated_phrases" if found.repeated_phrase_chars > 0.4 * found.chars else None
 
 
-def _cut_notices(text: str, lowered: str) -> tuple[str, int]:
-    if not any(hint in lowered for hint in _NOTICE_HINTS):
-        return text, 0
+def _cut_notices(text: str) -> tuple[str, int]:
     lines = text.split("\n")
     kept = [line for line in lines if not _NOTICE.search(line.lower())]
     return "\n".join(kept).strip("\n"), len(lines) - len(kept)
