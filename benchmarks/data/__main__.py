@@ -1,6 +1,6 @@
 """`python -m benchmarks.data`: raymill's data line beside its peers, both sides measured in one run.
 
-    python -m benchmarks.data                      everything: about 40 minutes on two calm cores
+    python -m benchmarks.data                      everything: about 20 minutes on two calm cores
     python -m benchmarks.data --quick              the same rows on less text, in under 10 minutes
     python -m benchmarks.data --rows filters,bpe   some of them: filters, minhash, bpe, packing, line
     python -m benchmarks.data --json FILE          also as a JSON list of rows

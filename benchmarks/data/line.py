@@ -75,12 +75,12 @@ def line(bench: Bench) -> tuple[list[Row], str]:
         ours.append(_ours(bench, size))
     for _ in range(bench.rounds):
         _extend(ours, _ours(bench, sizes[-1]))
+        broken = _failure(ours)
+        if broken is not None:
+            return [Row("jsonl to packed shards, 2 cores", "MB/s", None, note=broken)], ""
         for sample in samples if missing is None else ():
             _extend(theirs, _theirs(bench, sample))
-    broken = [each.failure for run in ours for each in run.rounds if each.failure]
-    if broken:
-        return [Row("jsonl to packed shards, 2 cores", "MB/s", None, note=broken[0] or "")], ""
-    failure = missing or next((each.failure for run in theirs for each in run.rounds if each.failure), None)
+    failure = missing or _failure(theirs)
     last = ours[-1]
     reached = None if failure else reach(theirs, last.megabytes)
     note = f"{last.megabytes:.0f} MB of text in {last.wall_s:.1f} s"
@@ -105,6 +105,10 @@ def line(bench: Bench) -> tuple[list[Row], str]:
         ),
     ]
     return rows, _growth(ours) + _terabyte(ours, bench.quick)
+
+
+def _failure(runs: Sequence[Run]) -> str | None:
+    return next((each.failure for run in runs for each in run.rounds if each.failure), None)
 
 
 def _extend(runs: list[Run], one: Run) -> None:

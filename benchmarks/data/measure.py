@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -152,18 +153,20 @@ def watch(
     finally:
         os.sched_setaffinity(0, mine)
     tree = _Tree(mark)
-    while process.poll() is None:
-        tree.sample()
-        if time.monotonic() - began > limit_s:
-            process.kill()
-            process.wait()
-            return Watched(limit_s, tree.cpu_s, tree.peak_bytes, f"took more than {limit_s:g} s")
-        time.sleep(_SAMPLE_S)
-    wall_s = time.monotonic() - began
     failure = None
-    if process.returncode != 0:
+    try:
+        while process.poll() is None and failure is None:
+            tree.sample()
+            time.sleep(_SAMPLE_S)
+            if time.monotonic() - began > limit_s:
+                failure = f"took more than {limit_s:g} s"
+    finally:
+        if process.poll() is None:  # too slow, or we were interrupted: it has a session of its own
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if failure is None and process.returncode != 0:
         failure = f"exit {process.returncode}: {_error_line(log.read_text('utf-8', 'replace'))}"
-    return Watched(wall_s, tree.cpu_s, tree.peak_bytes, failure)
+    return Watched(time.monotonic() - began, tree.cpu_s, tree.peak_bytes, failure)
 
 
 class _Tree:

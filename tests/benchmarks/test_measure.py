@@ -81,6 +81,14 @@ def test_a_failing_command_is_told(tmp_path: Path) -> None:
     assert found.failure == "exit 1: no disk"
 
 
+def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    found = watch(
+        [sys.executable, "-c", "import time; time.sleep(60)"], os.sched_getaffinity(0), {}, tmp_path / "log", 0.6
+    )
+    assert found.failure == "took more than 0.6 s"
+    assert found.wall_s < 10
+
+
 def test_spread_is_the_quartiles_over_the_median() -> None:
     assert spread([10.0]) == 0.0
     assert spread([10.0, 10.0, 10.0]) == 0.0
