@@ -10,7 +10,7 @@ import pytest
 
 from raymill.corpus.document import Record
 from raymill.corpus.readers import ReadLimits, read
-from raymill.corpus.sources import list_files
+from raymill.corpus.sources import Source, list_files
 
 NOUNS = ["river", "mountain", "teacher", "window", "garden", "letter", "market", "engine"]
 NOUNS += ["winter", "village", "doctor", "bridge", "forest", "island"]
@@ -48,14 +48,14 @@ def code() -> str:
 
 @pytest.fixture
 def read_file(tmp_path: Path) -> Callable[..., list[Record]]:
-    """`read_file("a.txt", b"...", segment_bytes=...)`: every record of a file with this content."""
+    """`read_file("a.txt", b"...", segment_bytes=..., text_field=...)`: every record of a file with this content."""
 
     def read_one(name: str, content: bytes, **changed: object) -> list[Record]:
         (tmp_path / name).write_bytes(content)
-        limits = ReadLimits(
-            **{"text_field": "text", "segment_bytes": 1 << 16, "max_document_bytes": 1 << 20, **changed}
-        )
-        (file,) = list_files([str(tmp_path / name)])
-        return list(read(file, limits))
+        limits = {
+            field: changed.pop(field) for field in ("segment_bytes", "max_document_bytes", "html") if field in changed
+        }
+        (file,) = list_files([Source(path=str(tmp_path / name), **changed)])
+        return list(read(file, ReadLimits(**{"segment_bytes": 1 << 16, "max_document_bytes": 1 << 20, **limits})))
 
     return read_one

@@ -13,7 +13,7 @@ import zstandard
 
 from raymill.corpus.document import Document, Record, Unreadable
 from raymill.corpus.readers import ReadLimits, read
-from raymill.corpus.sources import list_files
+from raymill.corpus.sources import Source, list_files
 from raymill.errors import DataError
 
 ReadFile = Callable[..., list[Record]]
@@ -49,7 +49,10 @@ def test_py_is_one_document(read_file: ReadFile) -> None:
 )
 def test_jsonl_is_one_document_per_line(read_file: ReadFile, name: str, content: bytes) -> None:
     records = read_file(name, content)
-    assert documents(records) == [(f"{name}#{row}", f"document {row}") for row in range(3)]
+    offsets = [int(record.id.removeprefix(f"{name}#")) for record in records if isinstance(record, Document)]
+    unpacked = content if name == "rows.jsonl" else JSONL
+    assert [text for _, text in documents(records)] == [f"document {row}" for row in range(3)]
+    assert [unpacked[offset:].lstrip(b"\xef\xbb\xbf")[:8] for offset in offsets] == [b'{"text":'] * 3
     assert faults(records) == []
 
 
@@ -75,8 +78,9 @@ BAD_LINES = {
 def test_a_bad_line_is_quarantined_and_the_next_is_read(read_file: ReadFile, reason: str, line: bytes) -> None:
     first = LINES[0].encode() + b"\n"
     records = read_file("rows.jsonl", first + line + b"\n\n" + LINES[2].encode())
-    assert documents(records) == [("rows.jsonl#0", "document 0"), ("rows.jsonl#3", "document 2")]
-    assert faults(records) == [(reason, 1, len(first))]
+    third = len(first) + len(line) + 2
+    assert documents(records) == [("rows.jsonl#0", "document 0"), (f"rows.jsonl#{third}", "document 2")]
+    assert faults(records) == [(reason, None, len(first))]
 
 
 @pytest.mark.parametrize("packing", ["gz", "zst"])
@@ -91,14 +95,14 @@ def test_a_cut_archive_loses_only_its_tail(read_file: ReadFile, packing: str) ->
 @pytest.mark.parametrize("packing", ["gz", "zst"])
 @pytest.mark.parametrize("content", [b"", b"not an archive", b"\x1f\x8b\x08"], ids=["empty", "text", "head"])
 def test_what_is_no_archive(read_file: ReadFile, packing: str, content: bytes) -> None:
-    assert faults(read_file(f"a.txt.{packing}", content)) == [("damaged_archive", 0, 0)]
+    assert faults(read_file(f"a.txt.{packing}", content)) == [("damaged_archive", None, 0)]
 
 
 @pytest.mark.parametrize("packing", ["gz", "zst"])
 def test_a_bomb_is_one_quarantined_record(read_file: ReadFile, packing: str) -> None:
     pack = gzip.compress if packing == "gz" else zstandard.compress
     records = read_file(f"a.txt.{packing}", pack(bytes(50_000_000)))
-    assert faults(records) == [("too_long", 0, 0)]
+    assert faults(records) == [("too_long", None, 0)]
 
 
 def test_a_long_text_is_cut_at_blank_lines_and_nothing_is_lost(read_file: ReadFile) -> None:
@@ -107,7 +111,8 @@ def test_a_long_text_is_cut_at_blank_lines_and_nothing_is_lost(read_file: ReadFi
     found = documents(records)
     assert "".join(text for _, text in found).encode() == content
     assert all(1000 <= len(text) < 1020 and text.endswith("\n\n") for _, text in found[:-1])
-    assert [name for name, _ in found] == [f"book.txt#{row}" for row in range(len(found))]
+    starts = [sum(len(text) for _, text in found[:number]) for number in range(len(found))]
+    assert [name for name, _ in found] == [f"book.txt#{start}" for start in starts]
 
 
 def test_a_text_without_blank_lines_is_cut_at_a_line(read_file: ReadFile) -> None:
@@ -132,8 +137,8 @@ def test_text_that_is_no_text(read_file: ReadFile, content: bytes, reason: str, 
 def test_only_the_segment_with_the_fault_is_lost(read_file: ReadFile) -> None:
     content = b"a" * 1000 + b"\n\n" + b"b" * 990 + b"\xff" + b"b" * 9 + b"\n\n" + b"c" * 50
     records = read_file("a.txt", content, segment_bytes=1000)
-    assert [(name, text[0]) for name, text in documents(records)] == [("a.txt#0", "a"), ("a.txt#2", "c")]
-    assert faults(records) == [("not_utf8", 1, 1992)]
+    assert [(name, text[0]) for name, text in documents(records)] == [("a.txt#0", "a"), ("a.txt#2004", "c")]
+    assert faults(records) == [("not_utf8", None, 1992)]
 
 
 def test_utf16_is_named(read_file: ReadFile) -> None:
@@ -144,8 +149,8 @@ def test_utf16_is_named(read_file: ReadFile) -> None:
 
 def test_an_over_long_line_of_a_text(read_file: ReadFile) -> None:
     records = read_file("a.txt", b"good\n" + b"x" * 3_000_000 + b"\nalso good\n")
-    assert documents(records) == [("a.txt#0", "good\n"), ("a.txt#2", "also good\n")]
-    assert faults(records) == [("too_long", 1, 5)]
+    assert documents(records) == [("a.txt#0", "good\n"), ("a.txt#3000006", "also good\n")]
+    assert faults(records) == [("too_long", None, 5)]
 
 
 def test_an_over_long_module(read_file: ReadFile) -> None:
@@ -156,7 +161,7 @@ def test_topics_are_parsed_and_never_run(tmp_path: Path) -> None:
     from dataclasses import replace
 
     path = tmp_path / "topics.py"
-    limits = ReadLimits("text", 1000, 1000)
+    limits = ReadLimits(1000, 1000)
     for content, expected in (
         (
             "# made\ntopics = {'b': 'two ' 'parts', 'a': 'one'}\n",
@@ -166,7 +171,7 @@ def test_topics_are_parsed_and_never_run(tmp_path: Path) -> None:
         ("topics = {", ["bad_topics"]),
     ):
         path.write_text(content)
-        (file,) = list_files([str(path)])
+        (file,) = list_files([Source(path=str(path))])
         records = list(read(replace(file, format="topics"), limits))
         assert (documents(records) or [reason for reason, _, _ in faults(records)]) == expected
 
@@ -174,13 +179,13 @@ def test_topics_are_parsed_and_never_run(tmp_path: Path) -> None:
 def test_a_file_that_changed_since_it_was_listed(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("before")
-    (file,) = list_files([str(path)])
+    (file,) = list_files([Source(path=str(path))])
     path.write_text("changed after")
     with pytest.raises(DataError, match="changed while it was read"):
-        list(read(file, ReadLimits("text", 1000, 1000)))
+        list(read(file, ReadLimits(1000, 1000)))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_without_permission(read_file: ReadFile, tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch(mode=0)
-    assert faults(read_file("a.txt", b"")) == [("unreadable", 0, 0)]
+    assert faults(read_file("a.txt", b"")) == [("unreadable", None, 0)]

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from raymill.corpus.sources import fingerprint, group, list_files
+from raymill.corpus.sources import Source, SourceFile, fingerprint, group
+from raymill.corpus.sources import list_files as list_sources
 from raymill.errors import DataError, UsageError
+
+
+def list_files(paths: list[str]) -> list[SourceFile]:
+    return list_sources([Source(path=path) for path in paths])
 
 
 @pytest.fixture
@@ -30,7 +36,7 @@ def test_a_folder_gives_its_readable_files_in_order(folder: Path) -> None:
 def test_format_packing_and_kind_come_from_the_ending(folder: Path) -> None:
     found = {file.name: (file.format, file.packing, file.kind) for file in list_files([str(folder)])}
     assert found["deep/c.jsonl.gz"] == ("jsonl", "gz", "prose")
-    assert found["deep/d.py.zst"] == ("py", "zst", "code")
+    assert found["deep/d.py.zst"] == ("code", "zst", "code")
     assert found["deep/e.TXT"] == ("txt", "plain", "prose")
 
 
@@ -40,8 +46,8 @@ def test_a_glob_names_files_below_its_fixed_part(folder: Path) -> None:
     assert names([str(folder / "d*")]) == ["deep/c.jsonl.gz", "deep/d.py.zst", "deep/e.TXT"]
 
 
-def test_several_sources_are_numbered_and_a_file_counts_once(folder: Path) -> None:
-    assert names([str(folder / "b.txt"), str(folder / "*.txt"), str(folder / "a.md")]) == ["0/b.txt", "2/a.md"]
+def test_several_sources_are_named_and_a_file_counts_once(folder: Path) -> None:
+    assert names([str(folder / "b.txt"), str(folder / "*.txt"), str(folder / "a.md")]) == ["b/b.txt", "a/a.md"]
 
 
 def test_a_missing_path_names_its_neighbour(folder: Path) -> None:
@@ -68,13 +74,23 @@ def test_builtin_python_is_the_standard_library_without_tests() -> None:
     assert not [name for name in files if {"test", "tests", "site-packages"} & set(name.split("/"))]
 
 
-def test_shards_hold_neighbours_and_a_large_file_stands_alone(tmp_path: Path) -> None:
+def test_shards_hold_neighbours_and_what_cannot_be_cut_stands_alone(tmp_path: Path) -> None:
     for name, size in (("a", 40), ("b", 50), ("c", 300), ("d", 10), ("e", 95)):
-        (tmp_path / f"{name}.txt").write_text("x" * size)
+        (tmp_path / f"{name}.py").write_text("x" * size)
     shards = group(list_files([str(tmp_path)]), 100)
     assert [[file.name[0] for file in shard.files] for shard in shards] == [["a", "b"], ["c"], ["d"], ["e"]]
     assert [shard.index for shard in shards] == [0, 1, 2, 3]
     assert shards[0].size_bytes == 90
+
+
+def test_a_large_file_of_lines_is_cut_without_a_gap(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("x" * 1001)
+    shards = group(list_files([str(tmp_path)]), 100)
+    ranges = [(file.start, file.stop) for shard in shards for file in shard.files]
+    assert len(ranges) == 11
+    assert all(stop == start for (_, stop), (start, _) in pairwise(ranges))
+    assert (ranges[0][0], ranges[-1][1]) == (0, 1001)
+    assert all(shard.size_bytes <= 100 for shard in shards)
 
 
 def test_the_fingerprint_changes_with_a_file(folder: Path) -> None:
