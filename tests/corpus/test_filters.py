@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, product
 
 import pytest
 
-from raymill.corpus.filters import REASONS, Rules, judge
+from raymill.corpus.document import Kind
+from raymill.corpus.filters import REASONS, Rules, RuleSet, Verdict, judge
 
-RULES = Rules(quality=True, min_words=50, drop_curly_brackets=False)
+RULES = Rules()
+PAGE_RULES = Rules(
+    sets=frozenset({"c4_lines", "c4_page"}),
+    min_sentences=5,
+    drop_curly_brackets=True,
+    require_terminal_punctuation=True,
+)
 Prose = Callable[[int], str]
 
 
@@ -20,7 +29,7 @@ def lines_of(prose: Prose, count: int) -> list[str]:
 BAD_PROSE: dict[str, Callable[[Prose], str]] = {
     "empty": lambda prose: "",
     "too_short": lambda prose: " ".join(prose(0).split()[:49]),
-    "too_long": lambda prose: "\n\n".join(prose(seed) for seed in range(420)),
+    "too_long": lambda prose: " ".join(map("".join, islice(product("abcdefgh", repeat=6), 100_001))),
     "word_length": lambda prose: re.sub(r"\b(\w{4,})", r"\1" * 3, prose(0)),
     "symbols": lambda prose: prose(0).replace("every", "# # every"),
     "bullets": lambda prose: "\n".join("- " + line for line in lines_of(prose, 8)),
@@ -28,13 +37,21 @@ BAD_PROSE: dict[str, Callable[[Prose], str]] = {
     "few_letters": lambda prose: re.sub(r"of (\w+)", r"55 77 88", prose(0)),
     "few_stop_words": lambda prose: re.sub(r"\b(of|to|and|with|have|in|before|near)\b", "sur", prose(0)),
     "repeated_lines": lambda prose: "\n".join([*lines_of(prose, 5), *lines_of(prose, 5)]),
-    "repeated_paragraphs": lambda prose: prose(0).replace(". ", ".\n") + "\n\nOnce more." * 5,
+    "repeated_paragraphs": lambda prose: prose(0) + "\n\nOnce more." * 5,
     "frequent_phrase": lambda prose: prose(0).replace(" every ", " notwithstanding thereafter "),
     "repeated_phrases": lambda prose: "\n".join(
         f"{line} Once more the same eleven words stand at the end of it." for line in lines_of(prose, 8)
     ),
     "lorem_ipsum": lambda prose: prose(0) + " Lorem ipsum dolor.",
-    "few_sentences": lambda prose: prose(0).replace(". ", " ").replace(".\n", " \n"),
+    "few_sentences": lambda prose: prose(0).replace(". ", " ").replace(".", " ").replace("\n", " "),
+}
+BAD_PAGES: dict[str, Callable[[Prose], str]] = {
+    "few_ended_lines": lambda prose: prose(0).replace(".", ""),
+    "short_lines": lambda prose: re.sub(
+        r"(\w+ of \w+ \d+) (\w+) every (\w+) (\w+ \w+)\. ?", r"\1.\nIt \2 a \3.\nThat is \4.\n", prose(0)
+    ),
+    "repeated_page_lines": lambda prose: prose(0) + "\nThere was nothing to be seen.\nThere was nothing to be seen.",
+    "list": lambda prose: prose(0).replace("\n\n", "\n" * 20),
 }
 BAD_CODE: dict[str, Callable[[str], str]] = {
     "empty": lambda code: "",
@@ -66,32 +83,53 @@ def test_prose(prose: Prose, reason: str) -> None:
     assert judge(BAD_PROSE[reason](prose), "prose", RULES).reason == reason
 
 
+@pytest.mark.parametrize("reason", BAD_PAGES)
+def test_fineweb(prose: Prose, reason: str) -> None:
+    rules = Rules(sets=frozenset({"fineweb"}))
+    assert judge(prose(0), "prose", rules).reason is None
+    assert judge(BAD_PAGES[reason](prose), "prose", rules).reason == reason
+
+
 @pytest.mark.parametrize("reason", BAD_CODE)
 def test_code(code: str, reason: str) -> None:
     assert judge(BAD_CODE[reason](code), "code", RULES).reason == reason
 
 
 def test_every_reason_is_explained_and_tried() -> None:
-    tried = {*BAD_PROSE, *BAD_CODE, "curly_bracket", "exact_duplicate", "near_duplicate"}
+    tried = {*BAD_PROSE, *BAD_PAGES, *BAD_CODE, "curly_bracket", "exact_duplicate", "near_duplicate"}
     assert tried == set(REASONS)
 
 
 def test_curly_brackets_go_only_when_asked(prose: Prose) -> None:
     text = prose(0) + " {x}"
     assert judge(text, "prose", RULES).reason is None
-    assert judge(text, "prose", Rules(True, 50, True)).reason == "curly_bracket"
+    assert judge(text, "prose", Rules(drop_curly_brackets=True)).reason == "curly_bracket"
 
 
-def test_rules_off_keep_all_but_nothing() -> None:
-    off = Rules(quality=False, min_words=50, drop_curly_brackets=True)
-    assert judge("x", "prose", off).reason is None
-    assert judge("", "prose", off).reason == "empty"
+@pytest.mark.parametrize("kind", ["prose", "code"])
+def test_no_rules_keep_all_but_nothing(kind: Kind) -> None:
+    off = Rules(sets=frozenset(), drop_curly_brackets=True)
+    assert judge("x", kind, off).reason is None
+    assert judge("", kind, off).reason == "empty"
 
 
-def test_min_words() -> None:
-    text = "The three cats talked with other dogs. There ought to be more. And that went well."
-    assert judge(text, "prose", Rules(True, 17, False)).reason == "too_short"
-    assert judge(text, "prose", Rules(True, 16, False)).reason is None
+@pytest.mark.parametrize("kind", ["chat", "task"])
+def test_chat_and_tasks_are_only_asked_not_to_be_empty(kind: Kind) -> None:
+    text = "Please enable JavaScript in your browser."
+    assert judge(text, kind, RULES) == Verdict(None, text, 0)
+    assert judge("\n ", kind, RULES).reason == "empty"
+
+
+def test_min_words_counts_no_punctuation() -> None:
+    text = "The three cats talked with other dogs. There ought to be more. And that went well!"
+    quality: frozenset[RuleSet] = frozenset({"gopher_quality"})
+    assert judge(text, "prose", Rules(quality, min_words=17)).reason == "too_short"
+    assert judge(text, "prose", Rules(quality, min_words=16)).reason is None
+
+
+def test_min_sentences(prose: Prose) -> None:
+    assert judge(prose(0), "prose", Rules(min_sentences=24)).reason is None
+    assert judge(prose(0), "prose", Rules(min_sentences=25)).reason == "few_sentences"
 
 
 def test_notices_are_cut_and_counted(prose: Prose) -> None:
@@ -100,8 +138,54 @@ def test_notices_are_cut_and_counted(prose: Prose) -> None:
     verdict = judge(text, "prose", RULES)
     assert (verdict.reason, verdict.removed_lines) == (None, 3)
     assert verdict.text == prose(0).replace("\n\n", "\n", 1)
+    assert judge(text, "prose", Rules(cut_notices=False)).text == text
+    assert judge("\n".join(notices), "prose", RULES).reason == "empty"
 
 
 def test_prose_about_javascript_stays_whole(prose: Prose) -> None:
     text = prose(0) + "\nJavaScript is a language, and grandmother bakes cookies."
     assert judge(text, "prose", RULES).text == text
+
+
+def test_page_rules_cut_lines(prose: Prose) -> None:
+    """Headings, lines without an end or with a notice, words of 1,000 characters; and citation marks inside lines."""
+    good = lines_of(prose, 6)
+    bad = [
+        "Home",
+        "A heading of a page",
+        "To be continued...",
+        "Two words.",
+        "Try JavaScript on it.",
+        "Our privacy policy.",
+    ]
+    bad.append("x" * 1001 + " is too long.")
+    cited = good[0].replace("every", "every[12]") + "[citation needed][edit]"
+    text = "\n".join([cited, *(line for pair in zip(bad, [*good[1:], ""], strict=False) for line in pair), bad[-1]])
+    verdict = judge(text, "prose", PAGE_RULES)
+    assert (verdict.reason, verdict.removed_lines) == (None, len(bad))
+    assert verdict.text == "\n".join(good)
+
+
+def test_a_page_with_nothing_left_is_empty() -> None:
+    assert judge("Home\nNews", "prose", Rules(sets=frozenset({"c4_lines"}))).reason == "empty"
+    assert judge("Home\nNews", "prose", PAGE_RULES).reason == "few_sentences"
+
+
+def test_the_verdict_does_not_depend_on_what_was_judged_before(prose: Prose, code: str) -> None:
+    texts = [prose(0), code, prose(0) + " {x}", "\n".join([*lines_of(prose, 5)] * 2), "#" * 9000, prose(1) * 30]
+    first = [judge(text, "prose", RULES) for text in texts]
+    with ThreadPoolExecutor(1) as fresh:
+        assert [fresh.submit(judge, text, "prose", RULES).result() for text in reversed(texts)] == first[::-1]
+    assert [judge(text, "prose", RULES) for text in texts] == first
+
+
+@pytest.mark.parametrize(
+    "text", ["\x00" * 60, "a" * 100_000, "\n" * 50, "\ufeff.", "\U0001f600 " * 80, "\u2028".join("abc"), ")(" * 5000]
+)
+def test_hostile_texts_get_a_verdict(text: str) -> None:
+    everything = Rules(
+        sets=frozenset({"gopher_repetition", "gopher_quality", "c4_lines", "c4_page", "fineweb"}), min_words=0
+    )
+    assert judge(text, "prose", everything).reason in REASONS
+    for name in everything.sets:
+        judge(text, "prose", Rules(sets=frozenset({name}), min_words=0))

@@ -1,75 +1,84 @@
-"""What is measured, against counts made by hand or by plain Python."""
+"""What is measured in lines and characters, against counts made by hand or by plain Python."""
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
 import pytest
 
-from raymill.corpus.measures import Measures, measure
+from raymill.corpus.measures import CodeMeasures, count_repeats, measure_code, new_seen, space_width, trim
 
 
-def of(text: str) -> Measures:
-    return measure(text.encode())
+def repeats(text: str, breaks: int) -> tuple[int, int, int]:
+    data = np.frombuffer(text.encode(), np.uint8)
+    return count_repeats(data, 0, len(data), breaks, new_seen(text.count("\n") + 2))
 
 
-def test_lines() -> None:
-    found = of("- one\n  * two\n\u2022 three\nplain...\nends\u2026\n\nplain...\n")
-    assert (found.lines, found.bullet_lines, found.ellipsis_lines) == (6, 3, 3)
-    assert (found.repeated_lines, found.repeated_line_chars) == (1, len("plain..."))
-    assert (found.longest_line_chars, found.line_chars) == (8, 5 + 5 + 7 + 8 + 5 + 8)
-
-
-def test_paragraphs() -> None:
-    found = of("a b\nc\n\n\nother\n \na b\nc\n\na b\n")
-    assert (found.paragraphs, found.repeated_paragraphs, found.repeated_paragraph_chars) == (4, 1, 4)
-
-
-def test_words_and_letters() -> None:
-    found = of("The caf\u00e9, 42 -- \u043c\u0438\u0440\u3000ok\u00a0end! #tag a... b\u2026 ....")
-    assert found.words == 11
-    assert found.words_with_letter == 8
-    assert found.letters == 3 + 4 + 3 + 2 + 3 + 3 + 1 + 1  # The cafe mir ok end tag a b
-    assert (found.hashes, found.ellipses) == (1, 3)
-
-
-def test_chars_are_characters_not_bytes() -> None:
-    assert of("\u00e9\u00e8\n\U0001f600").chars == 4
+def plain_repeats(text: str, breaks: int) -> tuple[int, int, int]:
+    pieces = re.split(f"\n{{{breaks},}}", text)
+    again = [piece for place, piece in enumerate(pieces) if piece in pieces[:place]]
+    return len(pieces), len(again), sum(map(len, again))
 
 
 @pytest.mark.parametrize(
-    ("text", "count"),
+    "text",
     [
-        ("The and OF to", 4),
-        ('(with) "have" be, that\'s', 3),
-        ("then android toe", 0),
+        "",
+        "a",
+        "\n",
+        "\n\n",
+        "a\na",
+        "a\n\na\nb\n\na\nb",
+        "\na\n\n\nb\na\n",
+        "a\n\na\n\n",
+        "\u00e9\u00e8\n" * 3,
+        "a\nb\n\na\nb\n\nc",
     ],
 )
-def test_stop_words(text: str, count: int) -> None:
-    assert of(text).stop_words == count
+def test_repeats(text: str) -> None:
+    assert repeats(text, 1) == plain_repeats(text, 1)
+    assert repeats(text, 2) == plain_repeats(text, 2)
 
 
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [("One. Two! Three?", 3), ('He said "no." (Really?)', 2), ("version 3.11 and e.g this", 0), ("end", 0)],
-)
-def test_sentences(text: str, count: int) -> None:
-    assert of(text).sentences == count
+def test_a_table_is_used_again() -> None:
+    data = np.frombuffer(b"a\nb\na", np.uint8)
+    seen = new_seen(4)
+    assert [count_repeats(data, 0, 5, 1, seen) for _ in range(20)] == [(3, 1, 1)] * 20
 
 
-def test_top_grams_take_the_commonest_and_of_equals_the_longest() -> None:
-    found = of("a bb a bb long word long word x")
-    assert found.top_gram_shares[0] == pytest.approx(2 * len("long word") / found.chars)
-    assert found.top_gram_shares[2] == 0
+def test_white_space_is_what_python_says() -> None:
+    for point in [*range(0xD800), *range(0xE000, 0x11000)]:
+        char = chr(point)
+        data = np.frombuffer(char.encode(), np.uint8)
+        assert (space_width(data, 0) > 0) == char.isspace(), hex(point)
 
 
-def test_repeated_grams_count_no_character_twice() -> None:
-    words = ["one", "two", "three", "four", "five", "six"]
-    found = of(" ".join(words * 3))
-    once = sum(map(len, words))
-    assert found.repeated_gram_shares[0] == pytest.approx((once * 2 - len("five") - len("six")) / found.chars, abs=0.1)
-    assert found.repeated_gram_shares[1] == pytest.approx(2 * once / found.chars)
-    assert of(" ".join(words)).repeated_gram_shares == (0,) * 6
+@pytest.mark.parametrize("text", ["", " ", "a", " \u3000a b\u00a0\n", "\u00e9\u2028", "\u2028\u00e9", "\x85"])
+def test_trim(text: str) -> None:
+    data = text.encode()
+    start, end = trim(np.frombuffer(data, np.uint8), 0, len(data))
+    assert data[start:end].decode() == text.strip()
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n", "a", "\u00e9", "\U0001f600", "..", "#"])
+def code(text: str) -> CodeMeasures:
+    return measure_code(text.encode())
+
+
+def test_lines_of_code() -> None:
+    found = code("x = 1\n\n  \u00e9 = 22\nx = 1\n")
+    assert (found.chars, found.lines, found.longest_line_chars, found.line_chars) == (22, 3, 8, 5 + 6 + 5)
+    assert found.repeated_line_chars == 5
+    assert found.letters == 3
+
+
+def test_repeated_phrases_of_code_count_no_character_twice() -> None:
+    words = [f"w{number}" for number in range(10)]
+    assert code(" ".join(words)).repeated_phrase_chars == 0
+    assert code(" ".join(words * 3)).repeated_phrase_chars == 40
+    assert code(" ".join(words * 2) + " w0").repeated_phrase_chars == 20
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n", "\u00e9", "\U0001f600"])
 def test_the_smallest_texts(text: str) -> None:
-    assert of(text).words <= 1
+    assert code(text).chars == len(text)

@@ -86,7 +86,10 @@ class Rules:
     sets: frozenset[RuleSet] = DEFAULT_RULES
     """None: only empty documents are dropped, code too."""
     min_words: int = 50
-    """Prose with fewer words, punctuation not counted, is `too_short`."""
+    """Prose with fewer words, punctuation not counted, is `too_short`.
+
+    Texts of under some 25 words are mostly a `frequent_phrase` of the repetition rules: any phrase fills them.
+    """
     min_sentences: int = 3
     """Prose with fewer sentences is `few_sentences`; each line is one or more. Web pages: 5."""
     drop_curly_brackets: bool = False

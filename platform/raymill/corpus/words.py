@@ -328,7 +328,7 @@ def _cut_plain(
     if (text[at] == 40 or text[at] == 34) and at + 1 < size:  # an opening bracket or quotation mark
         words = _put(text, at, words, hashes, facts)
         at += 1
-    joined = False
+    begin, joined = at, False
     while True:
         start = at
         at, value, chars, digits = _scan_core(text, start)
@@ -371,6 +371,8 @@ def _cut_plain(
                 return -1, words
         with_lead, with_both = _hash(text, lead, core), _hash(text, lead, min(core + 1, end))
         if start > lead and (_find(keys, stretches, with_lead) or _find(keys, stretches, with_both)):
+            return -1, words
+        if joined and _find(keys, stretches, _hash(text, begin, core)):
             return -1, words
     if stretch:
         words = _copy(known, known_facts, stretch, words, hashes, facts)
