@@ -26,7 +26,7 @@ _ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in _THREADS} | {"TOKENIZERS_P
 _SIDE_LIMIT_S = 900
 _SAMPLE_S = 0.25
 _MARK = "RAYMILL_BENCHMARK"
-_PAGE_TICKS = os.sysconf("SC_CLK_TCK")
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -199,10 +199,10 @@ class _Tree:
             return 0
         if key not in self._members and self._needle not in (folder / "environ").read_bytes():
             # A process that was just forked carries its parent's environment until it replaces itself: look again then.
-            if (time.clock_gettime(time.CLOCK_BOOTTIME) - int(stat[19]) / _PAGE_TICKS) > 2:
+            if (time.clock_gettime(time.CLOCK_BOOTTIME) - int(stat[19]) / _TICKS) > 2:
                 self._others.add(key)
             return 0
-        self._members[key] = (int(stat[11]) + int(stat[12])) / _PAGE_TICKS
+        self._members[key] = (int(stat[11]) + int(stat[12])) / _TICKS
         for line in (folder / "smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024

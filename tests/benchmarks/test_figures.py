@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from benchmarks.data import agreement, curve, packing, peers
 from benchmarks.data.__main__ import _options
 from benchmarks.data.corpus import Library
-from benchmarks.data.line import Run, cluster_key_s, reach
+from benchmarks.data.line import Run, cluster_key_s, job_settings, reach
 from benchmarks.data.measure import Watched
+
+from raymill.pipeline import load_job
 
 
 def test_agreement_counts_decisions_and_classes() -> None:
@@ -46,11 +49,11 @@ def test_the_curve_finds_its_pairs(library: Library) -> None:
 
 
 def test_packing_counts_what_is_cut() -> None:
-    found = packing.measure([1500, 1500, 500, 400, 5000])
+    found = packing.measure([1500, 548, 1500, 600, 5000])
     assert found.cut == 0.0
-    assert found.concat_cut == 0.25  # of the four that fit only the second spans two rows
-    assert (found.documents, found.tokens, found.least_rows) == (5, 8900, 5)
-    assert found.padding == pytest.approx(1 - 8900 / (found.rows * packing.SEQ_LEN))
+    assert found.concat_cut == 0.25  # the second ends where its row ends; of the four that fit only the fourth is cut
+    assert (found.documents, found.tokens, found.least_rows) == (5, 9148, 5)
+    assert found.padding == pytest.approx(1 - 9148 / (found.rows * packing.SEQ_LEN))
 
 
 def run(megabytes: float, wall_s: float, cpu_s: float) -> Run:
@@ -90,3 +93,9 @@ def test_rows_are_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         _options(["--rows", "bpes"])
     assert "bpes is no row; fix: name some of filters" in capsys.readouterr().err
+
+
+def test_the_job_of_the_line_is_a_job(tmp_path: Path) -> None:
+    source, tokenizer, job = tmp_path / "corpus", tmp_path / "tokenizer.json", tmp_path / "job.yaml"
+    job.write_text(yaml.safe_dump(job_settings(source, tokenizer)))
+    assert load_job(job).stages() == ["prepare", "tokenize"]

@@ -66,12 +66,18 @@ def test_results_speak_of_the_documents_that_were_timed(sides: Path, tmp_path: P
 
 
 def test_memory_of_a_process_that_left_the_session_counts(tmp_path: Path) -> None:
-    cores = os.sched_getaffinity(0)
-    found = watch([sys.executable, "-c", DAEMON], cores, {}, tmp_path / "log", 30)
+    found = watch([sys.executable, "-c", DAEMON], os.sched_getaffinity(0), {}, tmp_path / "log", 30)
     assert found.failure is None
     assert 110e6 < found.peak_bytes < 250e6
     assert 1.5 <= found.wall_s < 10
-    assert os.sched_getaffinity(0) == cores
+
+
+def test_only_the_command_is_kept_to_its_cores(tmp_path: Path) -> None:
+    before = os.sched_getaffinity(0)
+    one = {max(before)}
+    watch([sys.executable, "-c", "import os; print(os.sched_getaffinity(0))"], one, {}, tmp_path / "log", 30)
+    assert (tmp_path / "log").read_text().strip() == str(one)
+    assert os.sched_getaffinity(0) == before
 
 
 def test_a_failing_command_is_told(tmp_path: Path) -> None:
