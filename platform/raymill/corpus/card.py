@@ -121,7 +121,7 @@ def build_card(
     reasons = sorted({*account["dropped"], *account["quarantined"]})
     card = {
         "name": name,
-        "account": dict(account),
+        "account": {"pieces": 0, **account},
         "meanings": {reason: meanings[reason] for reason in reasons if reason in meanings},
         "samples": _few_samples(findings.samples),
         "groups": {
@@ -260,13 +260,14 @@ def _figures(card: Mapping[str, Any]) -> dict[str, Any]:
     figures = {"flow": _flow(card)}
     rows = _length_rows(card["lengths"])
     if rows:
-        names = [name for name, _, _ in rows]
+        names = [name.partition(" to ")[0] for name, _, _ in rows]
         figures["lengths"] = go.Figure(
             [
                 go.Bar(name="read", x=names, y=[before for _, before, _ in rows], marker_color="#9aa5b1"),
                 go.Bar(name="kept", x=names, y=[after for _, _, after in rows], marker_color="#2f7d5b"),
             ]
         )
+        figures["lengths"].update_xaxes(type="category", title="this length, up to the next")
         figures["lengths"].update_layout(barmode="group", legend={"orientation": "h", "y": 1.12, "x": 0})
     for number, group in enumerate(card["groups"].values()):
         if len(group) > 1:
@@ -352,7 +353,7 @@ def _drawn(figures: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
             template="none",
             paper_bgcolor="rgba(0,0,0,0)",
             plot_bgcolor="rgba(0,0,0,0)",
-            margin={"l": 8, "r": 8, "t": 24, "b": 32},
+            margin={"l": 8, "r": 8, "t": 24, "b": 32, "pad": 4},
             font={"family": "system-ui, sans-serif", "size": 13},
             xaxis={"automargin": True, "zeroline": False},
             yaxis={"automargin": True, "zeroline": False},
