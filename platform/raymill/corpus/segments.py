@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
@@ -65,6 +65,7 @@ class Segmentation(Config):
 
 def segment(text: str, options: Segmentation) -> list[Segment]:
     """The segments of a text in order. Sentences and paragraphs leave out the white space between them."""
+    spans: Iterable[Span]
     if options.method == "sentence":
         spans = _grouped(_sentences(text), options.per_segment)
     elif options.method == "paragraph":
