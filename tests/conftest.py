@@ -16,7 +16,7 @@ from raymill.config import Config
 from raymill.dataset.shards import INDEX, ShardEntry, ShardIndex
 from raymill.stages.contract import Inputs
 from raymill.telemetry.progress import Progress
-from raymill.tokenizer.bpe import Tokenizer
+from raymill.tokenizer.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")

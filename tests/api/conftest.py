@@ -20,7 +20,7 @@ from raymill.api.routes import ApiSettings, create_app
 from raymill.inference.engine import Engine
 from raymill.inference.scheduler import Chunk
 from raymill.telemetry.metrics import Metrics
-from raymill.tokenizer.bpe import StreamDecoder, Tokenizer
+from raymill.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 SENTENCE = "the cat sat on the mat. "
 

@@ -8,7 +8,7 @@ from raymill.inference.loading import load_engine
 from raymill.inference.sampling import Sampling
 from raymill.model.config import ModelConfig
 from raymill.model.transformer import Transformer
-from raymill.tokenizer.bpe import Tokenizer
+from raymill.tokenizer.tokenizer import Tokenizer
 
 LIMITS = {"max_slots": 2, "max_kv_cache_bytes": 2**24, "max_queued": 2, "prefill_chunk_tokens": 8}
 

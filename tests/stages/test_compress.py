@@ -16,7 +16,7 @@ from raymill.model.weights import save_model
 from raymill.stages import compress
 from raymill.stages.contract import Inputs
 from raymill.telemetry.progress import Progress
-from raymill.tokenizer.bpe import Tokenizer
+from raymill.tokenizer.tokenizer import Tokenizer
 
 
 def publish(folder, kind, stage):

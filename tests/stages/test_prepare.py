@@ -71,18 +71,20 @@ def corpus(sources: Path, cluster: Cluster, tmp_path_factory: pytest.TempPathFac
 
 def test_the_artifact(corpus: Artifact) -> None:
     found = open_artifact(corpus.path, "corpus")
-    stats = found.json("stats.json")
-    assert stats["records"] == 26
-    assert (stats["kept"], stats["dropped"], stats["quarantined"]) == (24, {"exact_duplicate": 1}, {"not_utf8": 1})
-    assert stats["train_documents"] + stats["val_documents"] == 24
-    rows = [row for entry in stats["files"] for row in pq.read_table(found.file(entry["path"])).to_pylist()]
+    account, files = found.json("card.json")["account"], found.json("index.json")["files"]
+    assert account["records"] == 26
+    assert (account["kept"], account["dropped"]) == (24, {"exact_duplicate": 1})
+    assert account["quarantined"] == {"not_utf8": 1}
+    assert corpus.figures["train_documents"] + corpus.figures["val_documents"] == 24
+    rows = [row for entry in files for row in pq.read_table(found.file(entry["path"])).to_pylist()]
     assert {row["id"] for row in rows} == {f"{number:02d}.txt" for number in range(24)}
-    assert set(rows[0]) == {"id", "kind", "text"}
+    assert set(rows[0]) == {"id", "source", "kind", "language", "text", "parts"}
     (bad,) = map(json.loads, found.file("quarantine.jsonl").read_text().splitlines())
     assert (bad["file"], bad["offset"], bad["reason"]) == ("noise.txt", 0, "not_utf8")
     (copy,) = map(json.loads, found.file("rejected.jsonl").read_text().splitlines())
     assert copy == {"id": "copy.md", "reason": "exact_duplicate", "duplicate_of": "05.txt"}
-    known = {entry["path"] for entry in stats["files"]} | {"stats.json", "rejected.jsonl", "quarantine.jsonl"}
+    known = {"index.json", "card.json", "card.html", "rejected.jsonl", "quarantine.jsonl"}
+    known |= {entry["path"] for entry in files}
     assert set(content(found)) == known, "no file of the work is left"
 
 
@@ -154,7 +156,7 @@ def test_nothing_left_says_why_and_publishes_nothing(cluster: Cluster, tmp_path:
 @pytest.mark.parametrize(
     ("name", "text", "what", "fix"),
     [
-        ("rows.jsonl", '{"content": "x"}\n' * 3, "no document is left", "set prepare.text_field"),
+        ("rows.jsonl", '{"content": "x"}\n' * 3, "no document is left", "set text_field of its source"),
         ("a.txt", "\xff", "no document is left", "save the files as UTF-8"),
         ("a.txt", "word " * 30, "no document is left", "lower prepare.min_words"),
         (

@@ -29,7 +29,7 @@ from raymill.model.transformer import Transformer
 from raymill.stages import monitor, serve
 from raymill.stages.contract import Inputs
 from raymill.telemetry.progress import Progress
-from raymill.tokenizer.bpe import Tokenizer
+from raymill.tokenizer.tokenizer import Tokenizer
 
 
 def free_port() -> int:

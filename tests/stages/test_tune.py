@@ -49,7 +49,7 @@ def test_a_search_gives_every_trial_once_and_the_best_as_a_patch(
     assert [{key: row[key] for key in CONFIG.space} for row in rows] == drawn
     best = made.figures["best_trial"]
     finished = [row for row in rows if row["steps"] == 8]
-    assert rows[best] in finished and rows[best]["bits_per_byte"] == min(row["bits_per_byte"] for row in finished)
+    assert rows[best] in finished and rows[best]["loss_nats"] == min(row["loss_nats"] for row in finished)
     patch = yaml.safe_load(made.file("best.yaml").read_text())["train"]
     assert patch["optimizer"]["learning_rate"] == drawn[best]["optimizer.learning_rate"]
     assert patch["model"]["num_layers"] == drawn[best]["model.num_layers"]

@@ -46,7 +46,8 @@ from raymill.telemetry.metrics import (
     Metrics,
     resident_bytes,
 )
-from raymill.tokenizer.bpe import IM_END, Tokenizer
+from raymill.tokenizer.tokenizer import Tokenizer
+from raymill.tokenizer.training import IM_END
 from raymill.tokenizer.chat import Message, render_chat
 
 _CHARS_PER_TOKEN = 32

@@ -1,4 +1,7 @@
-"""Where every record went: records = kept + dropped by reason + quarantined by reason, exactly."""
+"""Where every record went: records + pieces = kept + dropped by reason + quarantined by reason, exactly.
+
+Pieces are the documents beyond the first that a record was cut into; without segmentation there are none.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,21 @@ class Account:
 
     records: int = 0
     """Records the readers met, readable or not."""
+    pieces: int = 0
+    """Documents beyond the first of each record that was cut into segments."""
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     quarantined: Counter[str] = field(default_factory=Counter)
-    removed_lines: int = 0
-    """Lines of notices cut out of documents that were judged."""
+    changed: Counter[str] = field(default_factory=Counter)
+    """What was changed in documents: repaired, removed_lines, repeated_blocks, redacted_<kind>."""
 
     def add(self, other: Account) -> None:
         self.records += other.records
+        self.pieces += other.pieces
         self.kept += other.kept
         self.dropped += other.dropped
         self.quarantined += other.quarantined
-        self.removed_lines += other.removed_lines
+        self.changed += other.changed
 
     def drop_kept(self, reason: str, count: int) -> None:
         """Moves documents that were kept so far to a reason."""
@@ -36,21 +42,22 @@ class Account:
     def check(self) -> None:
         """Every record has gone to one place. A gap is a bug, never the user's fault."""
         placed = self.kept + self.dropped.total() + self.quarantined.total()
-        assert self.records == placed, f"{self.records} records came in, {placed} are accounted for: {self}"
+        assert self.records + self.pieces == placed, f"{self.records} records came in, {placed} are placed: {self}"
 
     def to_json(self) -> dict[str, Any]:
         return {
             "records": self.records,
+            "pieces": self.pieces,
             "kept": self.kept,
             "dropped": _ranked(self.dropped),
             "quarantined": _ranked(self.quarantined),
-            "removed_lines": self.removed_lines,
+            "changed": _ranked(self.changed),
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Account:
-        counters = {name: Counter(values[name]) for name in ("dropped", "quarantined")}
-        return cls(values["records"], values["kept"], removed_lines=values["removed_lines"], **counters)
+        counters = {name: Counter(values[name]) for name in ("dropped", "quarantined", "changed")}
+        return cls(values["records"], values["pieces"], values["kept"], **counters)
 
     def losses(self) -> str:
         """`dropped 228: too_short 120, exact_duplicate 108; quarantined 2: not_utf8 2`."""

@@ -46,6 +46,11 @@ class Scores:
     """Tokens predicted."""
 
 
+def describe_loss(loss_nats: float, bits_per_byte: float | None) -> str:
+    """The one figure of a result line: bits per byte, where they are known."""
+    return f"{bits_per_byte:.3f} bits per byte" if bits_per_byte is not None else f"{loss_nats:.3f} nats per token"
+
+
 @dataclass(frozen=True)
 class Sums:
     """What windows add up to; sums of disjoint windows add up to the sums of all."""

@@ -16,7 +16,7 @@ from raymill.inference.engine import Engine, EngineStats
 from raymill.inference.kv_cache import fit_slots
 from raymill.inference.step import TorchStep
 from raymill.model.weights import TOKENIZER
-from raymill.tokenizer.bpe import StreamDecoder, Tokenizer
+from raymill.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 
 def load_engine(

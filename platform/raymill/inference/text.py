@@ -11,7 +11,7 @@ from typing import Protocol
 
 
 class Decoder(Protocol):
-    """Ids to text, one at a time; `tokenizer.bpe.StreamDecoder` is one."""
+    """Ids to text, one at a time; `tokenizer.tokenizer.StreamDecoder` is one."""
 
     def push(self, token: int) -> str: ...
     def finish(self) -> str: ...

@@ -57,7 +57,7 @@ def source_state(config: Config) -> Any:
 def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     """Scores the checkpoint on the val split and publishes scores.json."""
     from raymill.dataset.shards import TokenStream
-    from raymill.evaluation.perplexity import Sums, choose_windows
+    from raymill.evaluation.perplexity import Sums, choose_windows, describe_loss
     from raymill.model.weights import read_config
 
     checkpoint, tokens = inputs["checkpoint"], inputs["tokens"]
@@ -87,7 +87,7 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     write_atomic(inputs.draft.path / "scores.json", json.dumps(figures, indent=1) + "\n")
     assert math.isfinite(scores.loss_nats)
     summary = (
-        f"perplexity {scores.perplexity:.2f}, {scores.bits_per_byte:.3f} bits per byte, "
+        f"perplexity {scores.perplexity:.2f}, {describe_loss(scores.loss_nats, scores.bits_per_byte)}, "
         f"next-token accuracy {scores.accuracy:.1%} on {scores.tokens:,} held-out tokens"
     )
     return inputs.publish("evaluate", GIVES, config, summary, figures)

@@ -1,33 +1,49 @@
 """Prepare: raw text in, clean documents out.
 
-Ray Data makes two passes, one row = one input shard. The first reads, normalises, judges and signs; then this process
-compares the signatures; the second writes the documents that stay to train and val. What is done is kept: a run that
-was killed goes on with the shards that are missing, and the result is the same to the byte.
+Ray Data makes two passes, one row = one input shard. The first reads, cleans, judges and signs; then this process compares
+the signatures; the second writes the documents that stay to train and val. What is done is kept: a run that was killed
+goes on with the shards that are missing, and the result is the same to the byte.
 
-The artifact: train-*.parquet and val-*.parquet (columns id, kind, text), stats.json (counts, figures, files),
-rejected.jsonl (a few dropped documents per reason), quarantine.jsonl (every record that could not be read).
+The artifact: train-*.parquet and val-*.parquet (columns: corpus/table.py), card.json and card.html (the data card: counts,
+figures, files, lineage), rejected.jsonl (a few dropped documents per reason), quarantine.jsonl (every record that could
+not be read).
 """
 
 from __future__ import annotations
 
 import json
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
-from raymill.artifact import Artifact, Kind, discard, sweep_asides, write_atomic
+from raymill import __version__
+from raymill.artifact import Artifact, Kind, discard, sha256_file, sweep_asides, write_atomic
 from raymill.cluster.config import RoleName
 from raymill.config import Config as Settings
-from raymill.corpus.sources import BUILTIN_PYTHON, InputShard, fingerprint, group, list_files
+from raymill.config import digest
+from raymill.corpus.augment import Augmentation
+from raymill.corpus.bad_words import BUILTIN, BadWords
+from raymill.corpus.blocks import Unit
+from raymill.corpus.decontaminate import Decontamination
+from raymill.corpus.filters import RuleSet
+from raymill.corpus.languages import Languages
+from raymill.corpus.limits import Extractor
+from raymill.corpus.normalize import Normalization
+from raymill.corpus.pii import Pii
+from raymill.corpus.segments import Segmentation
+from raymill.corpus.sources import BUILTIN_PYTHON, InputShard, Source, SourceFile, fingerprint, group, list_files
 from raymill.errors import DataError
 from raymill.stages.contract import Demand, Inputs
 
 if TYPE_CHECKING:
     from raymill.cluster.session import Cluster
     from raymill.corpus.accounting import Account
-    from raymill.corpus.passes import Recipe
+    from raymill.corpus.clean_pass import Recipe
+    from raymill.corpus.decision import Decision
+    from raymill.corpus.split_pass import Finish, SplitReport
 
 TAKES: tuple[Kind, ...] = ()
 MAY_TAKE: tuple[Kind, ...] = ()
@@ -35,30 +51,53 @@ GIVES: Kind = "corpus"
 ROLE: RoleName = "data"
 LIVE = False
 
+_LIBRARIES = ("ftfy", "numba", "numpy", "orjson", "py3langid", "pyarrow", "ray", "resiliparse")
+"""Libraries that a document's fate depends on."""
+
 
 class Config(Settings):
     """Where the text comes from and what is good enough to learn from."""
 
-    sources: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] = (BUILTIN_PYTHON,)
-    """`builtin:python`, or files, folders and globs of py, txt, md and jsonl, plain or .gz or .zst."""
-    text_field: Annotated[str, Field(min_length=1)] = "text"
-    """The field of a jsonl record that holds its text."""
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)] = (Source(path=BUILTIN_PYTHON),)
+    """`builtin:python`, or files, folders, globs and addresses (s3, gs, abfs, hf); a path, or path with its settings."""
     val_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Share of documents held out for validation; at least one document is."""
     segment_kib: Annotated[int, Field(ge=1, le=16384)] = 64
     """A txt or md file longer than this is cut at blank lines into documents of about this size, KiB."""
     max_document_mib: Annotated[float, Field(gt=0, le=256)] = 16
     """A longer record is quarantined, MiB."""
-    quality_rules: bool = True
-    """Drop documents by the Gopher and C4 rules for prose and ours for code; off: only empty ones are dropped."""
+    html: Extractor = "resiliparse"
+    """What finds the main content of a web page; trafilatura is slower and stricter, and an extra to install."""
+    repair: bool = True
+    """Mend broken encodings (ftfy), in documents that show signs of one."""
+    normalization: Normalization = Normalization()
+    """Changes of spelling by choice; line ends and composed characters (NFC) always."""
+    languages: Languages | None = None
+    """Keep these languages only."""
+    rules: tuple[RuleSet, ...] = ("gopher_repetition", "gopher_quality", "c4_page")
+    """Quality rules for prose; with none, only empty documents are dropped, code too."""
     min_words: Annotated[int, Field(ge=0, le=100_000)] = 50
     """Prose with fewer words is dropped as too_short."""
+    min_sentences: Annotated[int, Field(ge=0, le=1000)] = 3
+    """Prose with fewer sentences is dropped as few_sentences (c4_page)."""
     drop_curly_brackets: bool = False
-    """Drop prose that holds a curly bracket, C4's sign of code in a web page."""
+    """Drop prose that holds a curly bracket, C4's sign of code in a web page (c4_page)."""
+    bad_words: BadWords | None = None
+    """Drop documents by a list of words."""
+    decontamination: Decontamination | None = None
+    """Drop documents that hold text of these evaluation files."""
+    pii: Pii | None = None
+    """Replace personal data and secrets by their kind."""
+    segmentation: Segmentation | None = None
+    """Cut documents into segments that become documents."""
     near_duplicates: bool = True
     """Drop documents that share about three of four word 5-grams with an earlier one."""
-    shard_mib: Annotated[float, Field(gt=0, le=1024)] = 2
-    """Input files are read in groups of about this size, MiB on disk; a larger file is read by one worker."""
+    cut_repeats: Unit | None = None
+    """Cut lines or paragraphs that stood in an earlier document."""
+    augmentation: Augmentation | None = None
+    """Add changed copies of documents to the train split."""
+    shard_mib: Annotated[float, Field(gt=0, le=1024)] | None = None
+    """What one task reads, MiB on disk; without it 2 to 64, by the size of the input. A larger file is cut."""
 
     @model_validator(mode="after")
     def _segment_fits(self) -> Config:
@@ -75,37 +114,51 @@ def demand(config: Config) -> Demand:
     return Demand(1)
 
 
-def source_state(config: Config) -> Any:
-    """Changes when a file is added, removed or written."""
-    return fingerprint(list_files(config.sources))
+def source_state(config: Config) -> str:
+    """Changes when an input file does, or a list or evaluation file that the settings name."""
+    named = [] if config.decontamination is None else list(config.decontamination.against)
+    if config.bad_words is not None and config.bad_words.words != BUILTIN:
+        named.append(Path(config.bad_words.words))
+    hashes = "".join(sha256_file(path) for path in named if path.is_file())
+    return digest([fingerprint(list_files(config.sources)), hashes])
 
 
 def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     """Reads the sources and publishes the corpus."""
-    from raymill.corpus import passes
+    from raymill.corpus.card import render_card
+    from raymill.corpus.decision import decide
+    from raymill.corpus.split_pass import join_quarantine, read_split_reports
 
+    state = source_state(config)
     listed = list_files(config.sources)
-    shards = group(listed, int(config.shard_mib * 2**20))
-    goal = inputs.draft.path
-    work = inputs.draft.work
-    _take_up(work, goal, fingerprint(listed))
-    _clean(shards, _recipe(config), work, inputs, cluster)
-    decision = passes.decide(len(shards), config.val_fraction, work)
+    shards = group(listed, _shard_bytes(config, sum(file.size_bytes for file in listed)))
+    goal, work = inputs.draft.path, inputs.draft.work
+    _take_up(work, goal, state)
+    _clean(shards, _recipe(config, work), inputs, cluster)
+    decision = decide(len(shards), config.val_fraction, work)
     _check_enough(decision.account)
-    _split(len(shards), work, inputs, cluster)
-    if source_state(config) != fingerprint(listed):
+    _split(len(shards), _finish(config), inputs, cluster)
+    if source_state(config) != state:
         raise DataError("the sources changed while they were read", where="prepare", fix="run again")
 
-    files = passes.read_split_counts(len(shards), work)
-    written = sum(file["documents"] for file in files)
+    made = read_split_reports(len(shards), work)
+    written = sum(file["documents"] - file["copies"] for file in made.files)
     assert written == decision.account.kept, f"{written} documents written, {decision.account.kept} were to be kept"
-    passes.join_quarantine(len(shards), work, goal / "quarantine.jsonl")
+    join_quarantine(len(shards), work, goal / "quarantine.jsonl")
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in decision.samples]
     write_atomic(goal / "rejected.jsonl", "".join(lines))
-    figures = _figures(decision.account, files)
-    stats = {"sources": list(config.sources), **figures, "files": files}
-    write_atomic(goal / "stats.json", json.dumps(stats, indent=1) + "\n")
+    figures = _figures(decision.account, made.files)
+    write_atomic(goal / "index.json", json.dumps({"files": made.files}, indent=1) + "\n")
+    card = _card(config, inputs.run_folder.name, listed, decision, made)
+    write_atomic(goal / "card.json", json.dumps(card, indent=1) + "\n")
+    write_atomic(goal / "card.html", render_card(card))
     return inputs.publish("prepare", GIVES, config, _summary(decision.account, figures), figures)
+
+
+def _shard_bytes(config: Config, total_bytes: int) -> int:
+    """Small enough to keep all workers busy, large enough that a terabyte is 16,384 tasks."""
+    mib = config.shard_mib or min(64.0, max(2.0, total_bytes / 2**20 / 256))
+    return int(mib * 2**20)
 
 
 def _take_up(work: Path, goal: Path, state: str) -> None:
@@ -118,22 +171,47 @@ def _take_up(work: Path, goal: Path, state: str) -> None:
         write_atomic(mark, state)
 
 
-def _recipe(config: Config) -> Recipe:
+def _recipe(config: Config, work: Path) -> Recipe:
+    """What the first pass does. Evaluation text is read here, once."""
+    from raymill.corpus.clean_pass import Recipe
+    from raymill.corpus.cleaning import Evaluation, Steps
+    from raymill.corpus.decontaminate import build_index, save_index
     from raymill.corpus.filters import Rules
-    from raymill.corpus.passes import Recipe
-    from raymill.corpus.readers import ReadLimits
+    from raymill.corpus.limits import ReadLimits
 
+    evaluation = None
+    if config.decontamination is not None:
+        evaluation = Evaluation(work.absolute() / "evaluation.npy", config.decontamination.min_hits)
+        save_index(build_index(config.decontamination.against, config.decontamination.ngram), evaluation.index)
+    steps = Steps(
+        repair=config.repair,
+        normalization=config.normalization,
+        languages=config.languages,
+        rules=Rules(
+            sets=frozenset(config.rules),
+            min_words=config.min_words,
+            min_sentences=config.min_sentences,
+            drop_curly_brackets=config.drop_curly_brackets,
+        ),
+        bad_words=config.bad_words,
+        evaluation=evaluation,
+        pii=config.pii,
+    )
     return Recipe(
-        ReadLimits(config.text_field, config.segment_kib * 1024, int(config.max_document_mib * 2**20)),
-        Rules(config.quality_rules, config.min_words, config.drop_curly_brackets),
+        ReadLimits(config.segment_kib * 1024, int(config.max_document_mib * 2**20), config.html),
+        steps,
+        config.segmentation,
         config.near_duplicates,
+        config.cut_repeats,
+        tuple(dict.fromkeys(name for source in config.sources for name in source.keep)),
     )
 
 
-def _clean(shards: list[InputShard], recipe: Recipe, work: Path, inputs: Inputs, cluster: Cluster) -> None:
+def _clean(shards: list[InputShard], recipe: Recipe, inputs: Inputs, cluster: Cluster) -> None:
     from raymill.cluster.data import map_items
-    from raymill.corpus.passes import is_clean
+    from raymill.corpus.clean_pass import is_clean
 
+    work = inputs.draft.work
     missing = [shard for shard in shards if not is_clean(shard.index, work)]
     total_mb = sum(shard.size_bytes for shard in shards) / 1e6
     done_mb = total_mb - sum(shard.size_bytes for shard in missing) / 1e6
@@ -146,20 +224,51 @@ def _clean(shards: list[InputShard], recipe: Recipe, work: Path, inputs: Inputs,
 
 
 def _clean_one(shard: InputShard, recipe: Recipe, work: Path) -> int:
-    from raymill.corpus.passes import clean_shard
+    from raymill.corpus.clean_pass import clean_shard
 
     clean_shard(shard, recipe, work)
     return shard.size_bytes
 
 
-def _split(shards: int, work: Path, inputs: Inputs, cluster: Cluster) -> None:
-    from raymill.cluster.data import map_items
-    from raymill.corpus.passes import is_split, split_shard
+def _finish(config: Config) -> Finish:
+    from raymill.corpus.split_pass import Finish
 
+    return Finish(config.cut_repeats, config.augmentation)
+
+
+def _split(shards: int, finish: Finish, inputs: Inputs, cluster: Cluster) -> None:
+    from raymill.cluster.data import map_items
+    from raymill.corpus.split_pass import is_split, split_shard
+
+    work, goal = inputs.draft.work, inputs.draft.path.absolute()
     missing = [index for index in range(shards) if not is_split(index, work)]
-    goal = inputs.draft.path.absolute()
-    for _ in map_items(cluster, partial(split_shard, folder=work.absolute(), goal=goal), missing):
+    for _ in map_items(cluster, partial(split_shard, finish=finish, folder=work.absolute(), goal=goal), missing):
         inputs.draft.checkpoint_clock()
+
+
+def _card(config: Config, name: str, files: list[SourceFile], decision: Decision, made: SplitReport) -> dict[str, Any]:
+    from raymill.corpus.card import Findings, InputFile, Lineage, build_card
+    from raymill.corpus.filters import REASONS
+
+    account = decision.account
+    redacted = {key.removeprefix("redacted_"): count for key, count in account.changed.items() if "redacted_" in key}
+    findings = Findings(
+        samples=decision.samples,
+        groups=made.volumes(),
+        lengths_before=decision.lengths,
+        lengths_after=made.lengths,
+        cluster_sizes=decision.cluster_sizes,
+        pii=redacted,
+    )
+    values = config.model_dump(mode="json")
+    lineage = Lineage(
+        files=[InputFile(file.name, file.size_bytes, decision.inputs[file.name]) for file in files],
+        config=values,
+        config_digest=digest(values),
+        code_version=__version__,
+        library_versions={library: version(library) for library in _LIBRARIES},
+    )
+    return build_card(name, account.to_json(), REASONS, findings, lineage)
 
 
 def _check_enough(account: Account) -> None:
@@ -175,7 +284,7 @@ def _fix(account: Account) -> str:
         return "give more text; a text file becomes several documents when prepare.segment_kib is smaller"
     reason, _ = (account.dropped + account.quarantined).most_common(1)[0]
     return {
-        "no_text_field": "set prepare.text_field to the field that holds the text",
+        "no_text_field": "set text_field of its source in prepare.sources: {path: ..., text_field: ...}",
         "not_utf8": "save the files as UTF-8",
         "too_short": "lower prepare.min_words, or give longer documents",
         "too_long": "raise prepare.max_document_mib, or cut the documents",

@@ -1,29 +1,35 @@
 """Tokenize: a corpus in, token shards out.
 
-This process learns a byte-level BPE from a sample of the train split; then Ray Data encodes, one row = one corpus file.
-What is done is kept: a run that was killed goes on with the files that are missing, and the result is the same to the
-byte, whoever encodes what.
+A worker learns a vocabulary from a sample of the train split, or one is brought; then Ray Data encodes, one row = one corpus
+file; a mixture copies the documents it chose into new shards. What is done is kept: a run that was killed goes on with
+the files that are missing, and the result is the same to the byte, whoever encodes what.
 
-The artifact: tokenizer.json, train-*.bin and val-*.bin (see dataset/shards.py), index.json.
+The artifact: tokenizer.json, train-*.bin and val-*.bin with lengths and masks (dataset/shards.py), index.json, mixture.json
+(what became of each source, where there is a mixture).
 """
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from raymill.artifact import Artifact, Kind, sweep_asides, write_atomic
+from raymill.artifact import Artifact, Kind, sha256_file, sweep_asides, write_atomic
 from raymill.cluster.config import RoleName
 from raymill.config import Config as Settings
+from raymill.dataset.mixture import Mixture
+from raymill.errors import UsageError
 from raymill.stages.contract import Demand, Inputs
+from raymill.tokenizer.training import Model, smallest_vocab
 
 if TYPE_CHECKING:
     from raymill.cluster.session import Cluster
-    from raymill.dataset.shards import ShardIndex
-    from raymill.tokenizer.bpe import Tokenizer
+    from raymill.dataset.mixture import MixedShard, MixPlan, ShardDocuments
+    from raymill.dataset.shards import ShardEntry, ShardIndex
+    from raymill.tokenizer.tokenizer import Tokenizer
 
 TAKES: tuple[Kind, ...] = ("corpus",)
 MAY_TAKE: tuple[Kind, ...] = ()
@@ -32,15 +38,32 @@ ROLE: RoleName = "data"
 LIVE = False
 
 _TOKENIZER = "tokenizer.json"
+_ENCODED = "encoded"
+_MIXED_SHARD_TOKENS = 16 << 20
 
 
 class Config(Settings):
     """How text becomes ids."""
 
+    model: Model = "bpe"
+    """What the vocabulary is made of: bpe, wordpiece, unigram, char or word; all spell unknown text in bytes."""
     vocab_size: Annotated[int, Field(ge=259, le=1_000_000)] = 16384
-    """Ids in the vocabulary at most: 3 special tokens, 256 bytes, and merges. A small corpus gives fewer."""
+    """Ids in the vocabulary at most: 3 special tokens, 256 bytes, and what is learned. A small corpus gives fewer."""
     sample_mib: Annotated[float, Field(gt=0, le=4096)] = 64
     """Text of the train split that the vocabulary is learned from, MiB."""
+    tokenizer: Path | None = None
+    """A tokenizer.json to use as it is, instead of learning one."""
+    end_token: Annotated[str, Field(min_length=1)] | None = None
+    """The token of that file that ends a document; without it, the well-known ones are looked for."""
+    mixture: Mixture | None = None
+    """How much of which source the train split holds; without it, everything once."""
+
+    @model_validator(mode="after")
+    def _vocabulary_is_possible(self) -> Config:
+        if self.vocab_size < smallest_vocab(self.model):
+            what = f"vocab_size {self.vocab_size} is too small for {self.model}"
+            raise ValueError(f"{what}; fix: raise it to at least {smallest_vocab(self.model)}")
+        return self
 
 
 def demand(config: Config) -> Demand:
@@ -49,44 +72,73 @@ def demand(config: Config) -> Demand:
 
 
 def source_state(config: Config) -> Any:
-    return None
+    """Changes when the tokenizer that is brought does."""
+    if config.tokenizer is None:
+        return None
+    if not config.tokenizer.is_file():
+        fix = "name a tokenizer.json, or leave it out to learn one"
+        raise UsageError(f"there is no tokenizer at {config.tokenizer}", where="tokenize.tokenizer", fix=fix)
+    return sha256_file(config.tokenizer)
 
 
 def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
-    """Learns a vocabulary, encodes the corpus and publishes the tokens."""
+    """Gets a vocabulary, encodes the corpus and publishes the tokens."""
     from raymill.dataset.shards import INDEX
-    from raymill.tokenizer.bpe import Tokenizer
+    from raymill.tokenizer.tokenizer import Tokenizer
 
-    corpus, goal = inputs["corpus"], inputs.draft.path
-    work = inputs.draft.work
+    corpus, goal, work = inputs["corpus"], inputs.draft.path, inputs.draft.work
     sweep_asides(goal)
+    (work / _ENCODED).mkdir(exist_ok=True)
     if not (goal / _TOKENIZER).exists():
-        _learn(config, corpus).save(goal / _TOKENIZER)
+        _get_tokenizer(config, corpus, goal / _TOKENIZER, cluster)
         inputs.draft.checkpoint_clock()
     tokenizer = Tokenizer.load(goal / _TOKENIZER)
-    _encode(corpus, tokenizer, work, inputs, cluster)
-    index = _index(corpus, tokenizer, work)
+    entries = _encode(config, corpus, tokenizer, inputs, cluster)
+    if config.mixture is not None:
+        entries = _mix(config.mixture, corpus, tokenizer, entries, inputs, cluster)
+    index = _index(tokenizer, entries)
     figures = _figures(index, corpus, work)
     write_atomic(goal / INDEX, index.model_dump_json(indent=1) + "\n")
     return inputs.publish("tokenize", GIVES, config, _summary(config, figures), figures)
 
 
-def _learn(config: Config, corpus: Artifact) -> Tokenizer:
-    from raymill.tokenizer.bpe import Tokenizer
+def _get_tokenizer(config: Config, corpus: Artifact, final: Path, cluster: Cluster) -> None:
+    from raymill.cluster.data import map_items
+    from raymill.tokenizer.tokenizer import Tokenizer
+
+    if config.tokenizer is not None:
+        Tokenizer.bring(config.tokenizer, config.end_token).save(final)
+        return
+    learn = partial(_learn, config=config, corpus=corpus.path.absolute(), final=final.absolute())
+    for _ in map_items(cluster, learn, [_corpus_files(corpus, "train")]):
+        pass
+
+
+def _learn(files: list[dict[str, Any]], config: Config, corpus: Path, final: Path) -> None:
     from raymill.tokenizer.encode import sample_texts
+    from raymill.tokenizer.tokenizer import Tokenizer
 
-    files = [file for file in corpus.json("stats.json")["files"] if file["split"] == "train"]
     text_bytes = sum(file["text_bytes"] for file in files)
-    paths = [corpus.file(file["path"]) for file in files]
-    return Tokenizer.train(sample_texts(paths, int(config.sample_mib * 2**20), text_bytes), config.vocab_size)
+    paths = [corpus / file["path"] for file in files]
+    sample = sample_texts(paths, int(config.sample_mib * 2**20), text_bytes)
+    Tokenizer.train(sample, config.vocab_size, config.model).save(final)
 
 
-def _encode(corpus: Artifact, tokenizer: Tokenizer, work: Path, inputs: Inputs, cluster: Cluster) -> None:
+def _corpus_files(corpus: Artifact, split: str | None = None) -> list[dict[str, Any]]:
+    files: list[dict[str, Any]] = corpus.json("index.json")["files"]
+    return [file for file in files if split is None or file["split"] == split]
+
+
+def _encode(
+    config: Config, corpus: Artifact, tokenizer: Tokenizer, inputs: Inputs, cluster: Cluster
+) -> list[ShardEntry]:
+    """Encodes what is missing: to the artifact, or aside where a mixture takes from it."""
     from raymill.cluster.data import map_items
     from raymill.dataset.shards import id_dtype
     from raymill.tokenizer.encode import read_report
 
-    files = corpus.json("stats.json")["files"]
+    goal, work = inputs.draft.path.absolute(), inputs.draft.work.absolute()
+    files = _corpus_files(corpus)
     missing = [file for file in files if read_report(_shard_name(file), work) is None]
     total_mb = sum(file["text_bytes"] for file in files) / 1e6
     done_mb = total_mb - sum(file["text_bytes"] for file in missing) / 1e6
@@ -94,20 +146,26 @@ def _encode(corpus: Artifact, tokenizer: Tokenizer, work: Path, inputs: Inputs, 
     encode = partial(
         _encode_one,
         corpus=corpus.path.absolute(),
-        goal=inputs.draft.path.absolute(),
-        work=work.absolute(),
+        tokenizer=goal / _TOKENIZER,
+        train_goal=work / _ENCODED if config.mixture is not None else goal,
+        val_goal=goal,
+        work=work,
         dtype=id_dtype(tokenizer.vocab_size),
     )
     for text_bytes in map_items(cluster, encode, missing):
         done_mb += text_bytes / 1e6
         inputs.progress.update(done_mb, total_mb, "MB")
         inputs.draft.checkpoint_clock()
+    return [_entry(file["split"], _shard_name(file), work) for file in files]
 
 
-def _encode_one(file: dict[str, Any], corpus: Path, goal: Path, work: Path, dtype: str) -> int:
+def _encode_one(
+    file: dict[str, Any], corpus: Path, tokenizer: Path, train_goal: Path, val_goal: Path, work: Path, dtype: str
+) -> int:
     from raymill.tokenizer.encode import encode_file
 
-    encode_file(corpus / file["path"], _load(goal / _TOKENIZER), dtype, goal / _shard_name(file), work)
+    goal = train_goal if file["split"] == "train" else val_goal
+    encode_file(corpus / file["path"], _load(tokenizer), dtype, goal / _shard_name(file), work)
     text_bytes: int = file["text_bytes"]
     return text_bytes
 
@@ -115,7 +173,7 @@ def _encode_one(file: dict[str, Any], corpus: Path, goal: Path, work: Path, dtyp
 @lru_cache(maxsize=1)
 def _load(path: Path) -> Tokenizer:
     """Once per worker, not once per file."""
-    from raymill.tokenizer.bpe import Tokenizer
+    from raymill.tokenizer.tokenizer import Tokenizer
 
     return Tokenizer.load(path)
 
@@ -124,15 +182,72 @@ def _shard_name(file: dict[str, Any]) -> str:
     return str(Path(file["path"]).with_suffix(".bin"))
 
 
-def _index(corpus: Artifact, tokenizer: Tokenizer, work: Path) -> ShardIndex:
-    from raymill.dataset.shards import ShardEntry, ShardIndex, id_dtype
+def _entry(split: Any, name: str, work: Path) -> ShardEntry:
+    from raymill.dataset.shards import ShardEntry
     from raymill.tokenizer.encode import read_report
 
-    entries = []
-    for file in corpus.json("stats.json")["files"]:
-        report = read_report(_shard_name(file), work)
-        assert report is not None and report["documents"] == file["documents"], (report, file)
-        entries.append(ShardEntry(split=file["split"], **report))
+    report = read_report(name, work)
+    assert report is not None, name
+    return ShardEntry(split=split, **{key: report[key] for key in ShardEntry.model_fields if key in report})
+
+
+def _mix(
+    mixture: Mixture,
+    corpus: Artifact,
+    tokenizer: Tokenizer,
+    entries: list[ShardEntry],
+    inputs: Inputs,
+    cluster: Cluster,
+) -> list[ShardEntry]:
+    """Second pass: the train split is copied together from the encoded documents that the mixture chose."""
+    from raymill.cluster.data import map_items
+    from raymill.dataset.shards import id_dtype
+    from raymill.tokenizer.encode import read_report
+
+    goal, work = inputs.draft.path.absolute(), inputs.draft.work.absolute()
+    train = [entry for entry in entries if entry.split == "train"]
+    plan = _plan_mixture(mixture, corpus, train, work)
+    names = [f"train-mixed-{number:05d}.bin" for number in range(len(plan.shards))]
+    missing = [item for item in zip(names, plan.shards, strict=True) if read_report(item[0], work) is None]
+    write = partial(
+        _write_mixed,
+        entries=train,
+        goal=goal,
+        work=work,
+        dtype=id_dtype(tokenizer.vocab_size),
+        vocab_size=tokenizer.vocab_size,
+    )
+    for _ in map_items(cluster, write, missing):
+        inputs.draft.checkpoint_clock()
+    shares = {name: vars(share) for name, share in plan.shares.items()}
+    report = {"by": mixture.by, "shares": shares, "left_out_documents": plan.left_out_documents}
+    write_atomic(goal / "mixture.json", json.dumps(report, indent=1) + "\n")
+    return [_entry("train", name, work) for name in names] + [entry for entry in entries if entry.split == "val"]
+
+
+def _plan_mixture(mixture: Mixture, corpus: Artifact, train: list[ShardEntry], work: Path) -> MixPlan:
+    from raymill.dataset.mixture import plan_mixture, read_documents
+    from raymill.dataset.shards import map_lengths
+
+    documents: list[ShardDocuments] = [
+        read_documents(corpus.file(_corpus_name(entry.path)), map_lengths(work / _ENCODED, entry), mixture)
+        for entry in train
+    ]
+    return plan_mixture(documents, mixture, _MIXED_SHARD_TOKENS)
+
+
+def _write_mixed(
+    item: tuple[str, MixedShard], entries: list[ShardEntry], goal: Path, work: Path, dtype: str, vocab_size: int
+) -> None:
+    from raymill.dataset.mixture import write_mixed_shard
+
+    name, shard = item
+    write_mixed_shard(shard, entries, work / _ENCODED, goal / name, work, dtype=dtype, vocab_size=vocab_size)
+
+
+def _index(tokenizer: Tokenizer, entries: list[ShardEntry]) -> ShardIndex:
+    from raymill.dataset.shards import ShardIndex, id_dtype
+
     return ShardIndex(
         dtype=id_dtype(tokenizer.vocab_size),
         vocab_size=tokenizer.vocab_size,
@@ -166,7 +281,9 @@ def _corpus_name(shard: str) -> str:
 
 def _summary(config: Config, figures: dict[str, Any]) -> str:
     size = f"{figures['vocab_size']:,}"
-    if figures["vocab_size"] < config.vocab_size:
+    if config.tokenizer is not None:
+        size += f" of {config.tokenizer}"
+    elif figures["vocab_size"] < config.vocab_size:
         size += f" (of {config.vocab_size:,}: the text has no more repeated pieces)"
     return (
         f"vocabulary {size}, {figures['bytes_per_token']:.2f} bytes per token; "

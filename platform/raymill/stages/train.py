@@ -54,6 +54,7 @@ def source_state(config: Config) -> Any:
 
 def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     """Trains until `steps` are done and publishes the last checkpoint with its metrics."""
+    from raymill.evaluation.perplexity import describe_loss
     from raymill.training.checkpoint import OPTIMIZER, checkpoint_path, newest_checkpoint
 
     tokens, work, folder = inputs["tokens"], inputs.draft.work, inputs.draft.path
@@ -69,8 +70,9 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     for path in (last / WEIGHTS, last / CONFIG, last / OPTIMIZER, work / METRICS, tokens.file(TOKENIZER)):
         shutil.copyfile(path, folder / path.name)
     figures = _figures(config, work, tokens, cluster.config.roles.train.threads)
+    validation = describe_loss(figures["validation_loss_nats"], figures["validation_bits_per_byte"])
     summary = (
-        f"validation {figures['validation_bits_per_byte']:.3f} bits per byte "
+        f"validation {validation} "
         f"(unigram {tokens.figures['unigram_bits_per_byte']:.3f}, zstd -19 {tokens.figures['zstd19_bits_per_byte']:.3f}); "
         f"{figures['parameters'] / 1e6:.1f} M parameters, {figures['train_tokens'] / 1e6:.2f} M tokens at "
         f"{figures['tokens_per_s']:,.0f} tokens/s on {config.num_workers} workers"
@@ -132,7 +134,13 @@ def check_tokens(config: TrainingConfig, tokens: Path) -> None:
     from raymill.dataset.shards import TokenStream
 
     length = config.model.max_seq_len
-    Loader(TokenStream(tokens, "train"), seq_len=length, global_batch_size=config.global_batch_size, seed=config.seed)
+    Loader(
+        TokenStream(tokens, "train"),
+        seq_len=length,
+        global_batch_size=config.global_batch_size,
+        seed=config.seed,
+        packing=config.packing,
+    )
     Loader(TokenStream(tokens, "val"), seq_len=length, global_batch_size=1, seed=config.seed)
 
 
@@ -205,7 +213,7 @@ def validator(config: TrainingConfig, tokens: Path, device: torch.device) -> Any
 
     stream = TokenStream(tokens, "val")
 
-    def validate(model: Any, max_sequences: int | None) -> dict[str, float]:
+    def validate(model: Any, max_sequences: int | None) -> dict[str, float | None]:
         scores = evaluate_stream(
             model,
             stream,

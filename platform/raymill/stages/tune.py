@@ -36,7 +36,7 @@ GIVES: Kind = "trials"
 ROLE: RoleName = "train"
 LIVE = False
 
-METRIC = "bits_per_byte"
+METRIC = "loss_nats"
 
 
 class Range(Settings):
@@ -132,6 +132,8 @@ def check_space(config: Config) -> None:
 
 def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     """Runs the search, or takes up the one a kill cut short, and publishes its trials."""
+    from raymill.evaluation.perplexity import describe_loss
+
     tokens, work = inputs["tokens"], inputs.draft.work
     trials = draw_trials(config)
     for values in trials:
@@ -149,15 +151,17 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
         "trials": len(rows),
         "failed_trials": len(errors),
         "best_trial": best["trial"],
-        "best_bits_per_byte": best[METRIC],
+        "best_loss_nats": best[METRIC],
+        "best_bits_per_byte": best["bits_per_byte"],
         "best_settings": trials[best["trial"]],
     }
     shown = ", ".join(
         f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in trials[best["trial"]].items()
     )
+    reached = describe_loss(best[METRIC], best["bits_per_byte"])
     full = sum(row["steps"] >= config.steps for row in rows)
-    summary = f"best of {len(rows)} trials ({full} ran to the end): {shown}: {best[METRIC]:.3f} bits per byte after {best['steps']} steps"
+    summary = f"best of {len(rows)} trials ({full} ran to the end): {shown}: {reached} after {best['steps']} steps"
     return inputs.publish("tune", GIVES, config, summary, figures)
 
 
@@ -231,7 +235,7 @@ def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
     worker = Worker.current(torch.device("cuda" if settings["gpu"] else "cpu"))
     score = validator(training, tokens, worker.device)
 
-    def report(steps: int, validation: dict[str, float]) -> None:
+    def report(steps: int, validation: dict[str, Any]) -> None:
         tune.report({"steps": steps, METRIC: validation[METRIC]})
 
     def on_step(metrics: StepMetrics) -> None:
@@ -263,7 +267,7 @@ def _trial_row(number: int, values: dict[str, Any], work: Path) -> dict[str, Any
         "trial": number,
         **values,
         "steps": last["step"] if last else 0,
-        METRIC: last["validation"][METRIC] if last else None,
+        **{name: last["validation"][name] if last else None for name in (METRIC, "bits_per_byte")},
         "elapsed_s": last["elapsed_s"] if last else None,
     }
 

@@ -94,7 +94,7 @@ class StepMetrics:
     gradient_norm: float
     tokens: int
     elapsed_s: float
-    validation: dict[str, float] | None = None
+    validation: dict[str, float | None] | None = None
 
 
 def _ignore(*_: Any) -> None:
@@ -105,7 +105,7 @@ def _ignore(*_: Any) -> None:
 class Hooks:
     """How the loop tells its surroundings what happens; all run on rank 0 only."""
 
-    validate: Callable[[nn.Module, int | None], dict[str, float]]
+    validate: Callable[[nn.Module, int | None], dict[str, float | None]]
     """Scores the model on that many sequences of the val split, None for all of it."""
     on_step: Callable[[StepMetrics], None] = _ignore
     on_checkpoint: Callable[[Path], None] = _ignore

@@ -1,0 +1,3 @@
+from raymill.cli import main
+
+main()

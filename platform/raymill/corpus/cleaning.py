@@ -1,0 +1,130 @@
+"""What is done to one document, in this order; each step belongs to a file of its own.
+
+    repair, normalise, language, quality rules, bad words, evaluation text, redaction
+
+A document of parts is cleaned part by part and judged as a whole; the white space at the ends of a part is its author's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from raymill.corpus.bad_words import BadWords, count_bad, load_bad_words
+from raymill.corpus.decontaminate import Index, contaminated, load_index
+from raymill.corpus.document import Document, Part
+from raymill.corpus.filters import Rules, judge
+from raymill.corpus.languages import Languages, identify
+from raymill.corpus.normalize import Normalization, normalize
+from raymill.corpus.pii import Pii, redact
+from raymill.corpus.repair import repair
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Text that training may not hold."""
+
+    index: Path
+    """What `decontaminate.save_index` wrote."""
+    min_hits: int
+    """Matching grams from which on a document is dropped."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Which steps, and how; what is None is left out."""
+
+    repair: bool
+    normalization: Normalization
+    languages: Languages | None
+    rules: Rules
+    bad_words: BadWords | None
+    evaluation: Evaluation | None
+    pii: Pii | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """A document after all steps, or after the one that dropped it."""
+
+    document: Document
+    reason: str | None
+    """Why it is dropped; None: it stays."""
+    language: str | None
+    changes: dict[str, int]
+    """What was changed in it: repaired, removed_lines, redacted_<kind>."""
+
+
+def clean(document: Document, steps: Steps) -> Cleaned:
+    """One document through all steps; the first that objects ends it."""
+    changes: dict[str, int] = {}
+    document = _mend(document, steps, changes)
+    language = None
+    if steps.languages is not None and document.text:
+        language, score = identify(document.text)
+        if not steps.languages.keeps(language, score):
+            return Cleaned(document, "language", language, changes)
+    verdict = judge(document.text, document.kind, steps.rules)
+    if verdict.removed_lines:
+        changes["removed_lines"] = verdict.removed_lines
+        document = replace(document, text=verdict.text)
+    reason = verdict.reason or _judge_words(document, steps)
+    if reason is None and steps.pii is not None:
+        document = _redact(document, steps.pii, changes)
+    return Cleaned(document, reason, language, changes)
+
+
+def _mend(document: Document, steps: Steps, changes: dict[str, int]) -> Document:
+    def mend(text: str) -> str:
+        repaired = repair(text) if steps.repair else text
+        if repaired != text:
+            changes["repaired"] = changes.get("repaired", 0) + 1
+        return normalize(repaired, steps.normalization)
+
+    if not document.parts:
+        return replace(document, text=mend(document.text))
+    parts = []
+    for part in document.parts:
+        inner = part.text.strip()
+        start = part.text.find(inner)
+        parts.append(replace(part, text=part.text[:start] + mend(inner) + part.text[start + len(inner) :]))
+    return _with_parts(document, parts)
+
+
+def _judge_words(document: Document, steps: Steps) -> str | None:
+    if steps.bad_words is not None:
+        count = count_bad(document.text, load_bad_words(steps.bad_words.words))
+        if count.is_over(steps.bad_words.max_share):
+            return "bad_words"
+    if steps.evaluation is not None:
+        hits = contaminated(document.text, _load_index(steps.evaluation.index))
+        if hits >= steps.evaluation.min_hits:
+            return "contaminated"
+    return None
+
+
+@lru_cache(maxsize=1)
+def _load_index(path: Path) -> Index:
+    """Once per worker, not once per document."""
+    return load_index(path)
+
+
+def _redact(document: Document, pii: Pii, changes: dict[str, int]) -> Document:
+    found: dict[str, int] = {}
+    if document.parts:
+        parts = []
+        for part in document.parts:
+            text, counts = redact(part.text, pii)
+            found = {kind: found.get(kind, 0) + count for kind, count in (found | counts).items()}
+            parts.append(replace(part, text=text))
+        document = _with_parts(document, parts)
+    else:
+        text, found = redact(document.text, pii)
+        document = replace(document, text=text)
+    changes.update({f"redacted_{kind}": count for kind, count in found.items()})
+    return document
+
+
+def _with_parts(document: Document, parts: list[Part]) -> Document:
+    return replace(document, text="".join(part.text for part in parts), parts=tuple(parts))
