@@ -104,7 +104,7 @@ class _Tables(NamedTuple):
     host: re.Pattern[str]
     joined: dict[tuple[str, ...], Words]
     """Words that the marks part and that belong together, such as the two marks of a smile."""
-    joined_heads: frozenset[tuple[str, str]]
+    joined_heads: frozenset[Words]
     """The first two of each."""
     joined_sizes: tuple[int, ...]
 

@@ -175,13 +175,16 @@ class _ProseJudge:
         forbidden = pages.LOREM | pages.CURLY * rules.drop_curly_brackets if "c4_page" in rules.sets else 0
         holds = marks.holds & (pages.NOTICES | pages.BRACKET | forbidden)
         if "c4_lines" in rules.sets:
-            left, cut, code = pages.cut_page_lines(array, holds, rules.require_terminal_punctuation)
-            removed_lines += cut
-            if code:
-                return Verdict(_PAGE_REASONS[code], text, removed_lines)
-            if left != array.tobytes():
-                facts = self._splitter.split(np.frombuffer(left, np.uint8))[1]
-                text = left.decode().strip()
+            left = pages.cut_lines(array, holds, rules.require_terminal_punctuation)
+            if left.reason:
+                return Verdict(_PAGE_REASONS[left.reason], text, removed_lines)
+            removed_lines += len(left.stays) - int(left.stays.sum())
+            if len(left.text) < len(array):
+                if left.edited:
+                    facts = self._splitter.split(np.frombuffer(left.text, np.uint8))[1]
+                else:
+                    facts = pages.keep_lines(facts, left.stays)
+                text = left.text.decode().strip()
                 array = np.frombuffer(text.encode(), np.uint8)
         elif holds & forbidden:
             reason = "lorem_ipsum" if holds & pages.LOREM else "curly_bracket"

@@ -185,7 +185,8 @@ def measure_code(data: bytes) -> CodeMeasures:
     """Measures one document's UTF-8 bytes. They must be valid."""
     text = np.frombuffer(data, np.uint8)
     counts: list[Any] = _scan_code(text, new_seen(data.count(b"\n") + 1)).tolist()
-    return CodeMeasures(*counts, int(_repeated_phrase_chars(text, new_seen(len(text) // 2 + 1))))
+    counts.append(int(_repeated_phrase_chars(text, new_seen(len(text) // 2 + 1))))
+    return CodeMeasures(*counts)
 
 
 @njit(cache=True)

@@ -13,7 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from raymill.corpus.measures import Bytes, count_chars, find_or_add, hash_bytes, slot_mask, space_width, trim
-from raymill.corpus.words import TERMINAL_MARKS, Facts
+from raymill.corpus.words import AFTER_SPACES, ENDS_SENTENCE, PUNCTUATION, STARTS_LINE, TERMINAL_MARKS, Facts
 
 LOREM_IPSUM, CURLY_BRACKET = 1, 2
 FEW_ENDED_LINES, SHORT_LINES, REPEATED_LINES, LIST_OF_LINES = range(1, 5)
@@ -209,8 +209,7 @@ def _is_worded(text: Bytes, start: Any, end: Any) -> tuple[bool, bool]:
 def _copy_line(text: Bytes, start: Any, end: Any, kept: Bytes, size: Any, cited: bool) -> Any:
     """Copies a line without its citation marks and gives the new size."""
     if not cited:
-        for at in range(start, end):
-            kept[size + at - start] = text[at]
+        kept[size : size + end - start] = text[start:end]
         return size + end - start
     at = start
     while at < end:
@@ -224,21 +223,20 @@ def _copy_line(text: Bytes, start: Any, end: Any, kept: Bytes, size: Any, cited:
 
 
 @njit(cache=True)
-def cut_lines(text: Bytes, lines: Any, kept: Bytes, holds: Any, terminal: bool) -> tuple[Any, Any, Any]:
-    """C4's rules on lines. Fills `kept`; gives its size, how many lines of words were cut, and a reason or 0.
-
-    `holds` says what to look for; lorem ipsum and curly brackets drop the page.
-    """
-    size, cut, full = 0, 0, False
+def _cut_lines(text: Bytes, kept: Bytes, holds: Any, terminal: bool) -> tuple[Any, Any, Any, Any]:
+    """Fills `kept`; gives its size, which lines of words stay, whether one of these was edited, and a reason or 0."""
+    lines = find_lines(text)
+    stays = np.zeros(len(lines), np.uint8)
+    size, worded, edited = 0, 0, False
     for index in range(len(lines)):
         start, end = trim(text, lines[index, 0], lines[index, 1])
         if start == end:
             continue
-        cut += 1
+        worded += 1
         enough, long = _is_worded(text, start, end)
         if long:
             continue
-        first = size + 1 if full else size
+        first = size + 1 if size else 0
         stop = _copy_line(text, start, end, kept, first, holds & BRACKET != 0)
         if terminal:
             last = kept[stop - 1] if stop > first else 0
@@ -248,27 +246,52 @@ def cut_lines(text: Bytes, lines: Any, kept: Bytes, holds: Any, terminal: bool) 
         if not enough:
             continue
         if holds & LOREM and _holds(kept, first, stop, _LOREM_ROWS):
-            return 0, cut, LOREM_IPSUM
+            return 0, stays[:worded], edited, LOREM_IPSUM
         if holds & NOTICES and _holds(kept, first, stop, _NOTICE_ROWS[6:]):
             continue
         if holds & CURLY:
             for at in range(first, stop):
                 if kept[at] == 123:
-                    return 0, cut, CURLY_BRACKET
+                    return 0, stays[:worded], edited, CURLY_BRACKET
         if holds & NOTICES and _holds(kept, first, stop, _NOTICE_ROWS[:6]):
             continue
-        if full:
+        if size:
             kept[size] = 10
-        size, full = stop, True
-        cut -= 1
-    return size, cut, 0
+        size = stop
+        stays[worded - 1] = 1
+        edited = edited or stop - first != end - start
+    return size, stays[:worded], edited, 0
 
 
-def cut_page_lines(text: Bytes, holds: int, terminal: bool) -> tuple[bytes, int, int]:
-    """What C4's rules on lines leave of a page, how many lines of words they cut, and a reason to drop it or 0."""
+class LinesLeft(NamedTuple):
+    """What C4's rules on lines leave of a page."""
+
+    text: bytes
+    stays: Bytes
+    """Per line of words 1 where it stays."""
+    edited: bool
+    """Whether a citation mark was cut out of a line that stays."""
+    reason: int
+    """LOREM_IPSUM or CURLY_BRACKET, or 0."""
+
+
+def cut_lines(text: Bytes, holds: int, terminal: bool) -> LinesLeft:
+    """`holds` says what to look for (see `Marks`); lorem ipsum and a curly bracket drop the page."""
     kept = np.empty(len(text) + 1, np.uint8)
-    size, cut, reason = cut_lines(text, find_lines(text), kept, holds, terminal)
-    return kept[:size].tobytes(), cut, reason
+    size, stays, edited, reason = _cut_lines(text, kept, holds, terminal)
+    return LinesLeft(kept[:size].tobytes(), stays, edited, reason)
+
+
+@njit(cache=True)
+def keep_lines(facts: Facts, stays: Bytes) -> Facts:
+    """The words of the lines that stay."""
+    left, words, line = np.empty(len(facts), np.int64), 0, -1
+    for index in range(len(facts)):
+        line += index == 0 or facts[index] & STARTS_LINE != 0
+        if stays[line]:
+            left[words] = facts[index]
+            words += 1
+    return left[:words]
 
 
 @njit(cache=True)
@@ -277,12 +300,12 @@ def count_sentences(facts: Facts) -> Any:
     sentences, ended = 0, False
     for index in range(len(facts)):
         fact = facts[index]
-        if index == 0 or fact & 32 or (ended and fact & 16):
+        if index == 0 or fact & STARTS_LINE or (ended and fact & AFTER_SPACES):
             sentences += 1
             ended = False
-        if fact & 4:
+        if fact & ENDS_SENTENCE:
             ended = True
-        elif ended and not fact & 8:
+        elif ended and not fact & PUNCTUATION:
             sentences += 1
             ended = False
     return sentences
@@ -332,7 +355,7 @@ def _ends_line(text: Bytes, start: Any, end: Any, terminals: Any) -> bool:
         for at in range(last + 1, end):
             point = point << 6 | (text[at] & 63)
     place = np.searchsorted(terminals, point)
-    return place < len(terminals) and terminals[place] == point
+    return bool(place < len(terminals) and terminals[place] == point)
 
 
 def judge_page(text: Bytes, chars: int, words: int, seen: Any) -> int:
