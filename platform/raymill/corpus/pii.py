@@ -5,7 +5,7 @@ A compiled scan marks the few places that could hold any (a run of digits, an @,
 of letters and digits); only those, with what stands around them, meet the rules in `pii_rules`.
 Costs per core, in documents of 3 kB: 580 MB/s for prose without numbers, 150 for web pages and encyclopedia text (one
 place in three to six documents), 1 for a text of nothing but phone numbers. On the labelled texts of the tests, which
-have the same author as the rules, precision and recall are 0.995 to 1 for every kind.
+have the same author as the rules, precision is 0.987 or more for every kind and recall 1.
 """
 
 from __future__ import annotations

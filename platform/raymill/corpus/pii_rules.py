@@ -86,8 +86,8 @@ def _is_email(match: re.Match[str]) -> bool:
 _IPV4 = re.compile(r"(?<![\w.-])\d{1,3}(?:\.\d{1,3}){3}(?!\w|[.-]\d)")
 _IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:])")
 _VERSION = re.compile(
-    r"(?:\b(?:v|ver|version|versions|release|rel|build|firmware|section|sect|sec|chapter|clause|article|figure|fig|table|"
-    r"paragraph|para|rev|revision|update|kernel|driver|oid)\b\.?|\u00a7)[ :#=-]{0,3}\Z",
+    r"(?:\b(?:v|ver|version|versions|release|rel|build|firmware|sections?|sect|sec|chapter|clause|article|figure|fig|table|"
+    r"paragraph|para|rev|revision|update|kernel|driver|oid)\b\.?|\u00a7)[ :#=\"'(-]{0,3}\Z",
     re.IGNORECASE,
 )
 _LOW_PART = 20
@@ -191,7 +191,7 @@ def _has_luhn(digits: str) -> bool:
 
 _GAP = r"(?:[ .\u00a0\u2011\u2013-]|[ ]?/[ ]?|[ ]-[ ])"
 _INTERNATIONAL = re.compile(
-    rf"(?<![\w+.])(?:\+|00(?=[1-9]\d{{0,2}}{_GAP}))[ ]?(?:\(\d{{1,3}}\)|[1-9]\d{{0,14}})"
+    rf"(?<![\w+.])(?:\+|00(?=[1-9]\d{{0,2}}{_GAP}))(?:\(\d{{1,3}}\)|[1-9]\d{{0,14}})"
     rf"(?:{_GAP}?(?:\(0?\d{{1,4}}\)[ ]?|\d{{1,12}})){{0,7}}(?!\w|[.,]\d)"
 )
 _AMERICAN = re.compile(
@@ -204,7 +204,7 @@ _NATIONAL = re.compile(
 _NAMED = re.compile(r"(?<![\w.,+-])\(?\d{1,15}\)?(?:[ .\u00a0/-]{1,2}\(?\d{2,12}\)?){0,6}(?!\w|[.,:-]\d)")
 _PHONE_WORD = re.compile(
     r"(?:\b(?:tele)?(?:phones?|fon|fono|foon|fone|f\u00f3n)\b|\bt(?:el|\u00e9l|elef)\b|\bt[e\u00e9]l[e\u00e9](?:phone|fono|foon|fon)\b|\bfax\b"
-    r"|\b(?:mobile?|cell|cellular|handy|m\u00f3vil|celular|cellulare|portable|whatsapp|signal|viber|sms|hotline|landline|voicemail)\b"
+    r"|\b(?:mobile?|cell|cellular|handy|m\u00f3vil|celular|cellulare|portable|whatsapp|viber|sms|hotline|landline|voicemail)\b"
     r"|\b(?:call|ring|dial|text|phone|reach|appelez|llame|chiamate|anrufen)\b|\u260e|\U0001f4de|\U0001f4f1|\u0442\u0435\u043b)"
     r"(?:[ ](?:no|nr|num|number|us|me|at|on|him|her|them|is|today|now|under|al|au|unter|line)\.?){0,3}[ .:#=()\ufe0f-]{0,4}\Z",
     re.IGNORECASE,
@@ -212,7 +212,13 @@ _PHONE_WORD = re.compile(
 _CALLING_CODES = re.compile(
     r"1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|2[1234569]\d|3[578]\d|42\d|5[09]\d|6[789]\d|8[058]\d|9[679]\d"
 )
-_DATE = re.compile(r"(?:\d{1,2}[ ./-]\d{1,2}[ ./-](?:19|20)\d\d|(?:19|20)\d\d[ ./-]\d{1,2}[ ./-]\d{1,2})\b")
+_DATE = re.compile(
+    r"(?:\d{1,2}[ ./-]\d{1,2}[ ./-](?:19|20)\d\d|(?:19|20)\d\d[ ./-]\d{1,2}[ ./-]\d{1,2})\b|\d\d([./-])\d\d\1\d\d "
+)
+_DECIMAL = re.compile(r"\+?\d+\.\d+(?:-\d{4})?")
+_SPACED = re.compile(r"\d+(?: \d+)*")
+_DIGIT_BEFORE, _DIGIT_BEHIND = re.compile(r"\d,? \Z"), re.compile(r",? \d")
+_CLOCK_BEFORE = re.compile(r"\d:\Z")
 
 
 def _find_phones(text: str) -> list[Span]:
@@ -228,14 +234,25 @@ def _digits(text: str) -> str:
 
 def _is_international(text: str) -> bool:
     digits = _digits(text).removeprefix("00" if text[0] == "0" else "")
-    return 8 <= len(digits) <= 15 and _CALLING_CODES.match(digits) is not None and len(set(digits)) > 2
+    if not 8 <= len(digits) <= 15 or _DECIMAL.fullmatch(text):
+        return False
+    return _CALLING_CODES.match(digits) is not None and len(set(digits)) > 2
 
 
 def _is_national(match: re.Match[str]) -> bool:
-    digits = _digits(match[0])
-    if not 9 <= len(digits) <= 12 or _DATE.match(match[0]) or len(set(digits)) < 3:
+    number = match[0]
+    digits = _digits(number)
+    if (
+        not 9 <= len(digits) <= 12
+        or len(set(digits)) < 3
+        or number.count("/") > 1
+        or _DATE.match(number)
+        or _DECIMAL.fullmatch(number)
+    ):
         return False
-    return not _follows(_OTHER_NUMBER, match) and not _follows(_VERSION, match)
+    if _SPACED.fullmatch(number) and (_follows(_DIGIT_BEFORE, match) or _DIGIT_BEHIND.match(match.string, match.end())):
+        return False  # one of a row of numbers
+    return not (_follows(_OTHER_NUMBER, match) or _follows(_VERSION, match) or _follows(_CLOCK_BEFORE, match))
 
 
 def _is_named(match: re.Match[str]) -> bool:
