@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from raymill.tokenizer.tokenizer import Tokenizer
 from raymill.tokenizer.chat import Message, render_chat
+from raymill.tokenizer.tokenizer import Tokenizer
 
 START, END = 1, 2
 

@@ -28,6 +28,10 @@ _LAST_CLASSED = 0x40000
 """No letter, number or white space has a code point from here on; a test looks at all of them."""
 
 
+CUTS = {WORDS: kernel.CUT_WORDS, CHARACTERS: kernel.CUT_CHARACTERS}
+"""The regular expressions that the kernel knows."""
+
+
 class FastEncoder:
     """Encodes many texts at once. Not for two threads at a time."""
 
@@ -116,12 +120,10 @@ def _cut(content: dict[str, Any] | None) -> tuple[int, int] | None:
         if split["type"] != "Split" or split["behavior"] != "Isolated" or split["invert"]:
             return None
         patterns.append(split["pattern"].get("Regex"))
-    known = {
-        (WORDS,): (kernel.CUT_WORDS, 0),
-        (WORDS, CHOPS): (kernel.CUT_WORDS, CHOP_CHARS),
-        (CHARACTERS,): (kernel.CUT_CHARACTERS, 0),
-    }
-    return known.get(tuple(patterns))
+    chop_chars = CHOP_CHARS if patterns[1:] == [CHOPS] else 0
+    if not patterns or patterns[0] not in CUTS or (patterns[1:] and not chop_chars):
+        return None
+    return CUTS[patterns[0]], chop_chars
 
 
 def _vocabulary(model: dict[str, Any]) -> dict[str, int]:
@@ -150,7 +152,7 @@ def _tables(
     pairs = np.full(2 * _power(2 * len(merges) + 1), 2**64 - 1, np.uint64)
     kernel.put_pairs(pairs, merges.ravel())
     starts = np.cumsum([0, *(len(text) for text, _ in whole)])
-    fixed = _empty_pieces(len(whole) + 1, int(starts[-1]), len(whole))
+    fixed = empty_pieces(len(whole) + 1, int(starts[-1]), len(whole))
     text = np.frombuffer(b"".join(text for text, _ in whole), np.uint8)
     kernel.put_all(fixed, text, starts, np.array([index for _, index in whole], np.uint32))
     letters = sorted(byte_letters().items(), key=lambda item: item[1])
@@ -159,7 +161,7 @@ def _tables(
         classes=classes(),
         lead=_lead(cut[0]),
         short=_short(4 * remembered),
-        long=_empty_pieces(remembered // 4, 8 * remembered, 4 * remembered),
+        long=empty_pieces(remembered // 4, 8 * remembered, 4 * remembered),
         whole=fixed,
         pairs=pairs,
         byte_ids=np.array([vocabulary[letter] for letter, _ in letters], np.uint32),
@@ -190,7 +192,8 @@ def _short(words: int) -> Words:
     return memory[skip : skip + words]
 
 
-def _empty_pieces(entries: int, text_bytes: int, ids: int) -> Pieces:
+def empty_pieces(entries: int, text_bytes: int, ids: int) -> Pieces:
+    """A table with room for so much."""
     slots = _power(2 * entries)
     return Pieces(
         slots=np.zeros(slots, np.int64),

@@ -152,7 +152,7 @@ def _contraction(data: Bytes, at: int, end: int, fold: bool) -> int:
         if fold and data[at] == 0xC5 and data[at + 1] == 0xBF:
             return at + 2
         first, second = data[at] | lower, data[at + 1] | lower
-        if (first == 114 or first == 118) and second == 101 or first == 108 and second == 108:
+        if ((first == 114 or first == 118) and second == 101) or (first == 108 and second == 108):
             return at + 2
     return 0
 
@@ -581,3 +581,25 @@ def encode_documents(
     for index in range(len(lengths) - 1, 0, -1):
         lengths[index] -= lengths[index - 1]
     return True
+
+
+@njit(cache=True)
+def count_pieces(
+    data: Bytes, offsets: Numbers, classes: Bytes, cut: int, chop_chars: int, pieces: Pieces, counts: Numbers
+) -> None:
+    """Counts the pieces of all documents, by entry. A piece that is new when there is no more room is not counted."""
+    for document in range(len(offsets) - 1):
+        at, end, rest = offsets[document], offsets[document + 1], np.int64(0)
+        while at < end:
+            stop = rest if at < rest else _stop(data, at, end, classes, cut)
+            if chop_chars:
+                rest = stop
+                stop = _chopped(data, at, stop, chop_chars, classes)
+            found = pieces.slots[_slot(pieces, data, at, stop - at)]
+            used = pieces.used
+            if not found and used[_ENTRIES] < len(counts) and used[_BYTES_USED] + stop - at <= len(pieces.text):
+                put(pieces, data, at, stop - at, pieces.ids, 0, 0)
+                found = used[_ENTRIES]
+            if found:
+                counts[found - 1] += 1
+            at = stop

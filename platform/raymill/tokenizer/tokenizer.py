@@ -24,6 +24,7 @@ from raymill.artifact import write_atomic
 from raymill.errors import ArtifactError, UsageError
 from raymill.tokenizer import training
 from raymill.tokenizer.decoding import bytes_of_ids
+from raymill.tokenizer.flat import arrow, bytes_and_offsets, encodable
 from raymill.tokenizer.training import END_OF_TEXT, IM_END, IM_START, SPECIAL_TOKENS, Model
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. Never a special id, whatever the text says."""
-        ids = list(self._inner.encode(_encodable(text), add_special_tokens=False).ids)
+        ids = list(self._inner.encode(encodable(text), add_special_tokens=False).ids)
         if self._special.keys().isdisjoint(ids):
             return ids
         return [index for part in self._broken(text) for index in self.encode(part)]
@@ -125,14 +126,10 @@ class Tokenizer:
         texts: strings, or an Arrow array of strings without nulls, whose bytes are read where they lie. The ids are
         those of `encode`. With `close` every text ends with `end_id`, which is counted.
         """
-        array = _arrow(texts)
+        array = arrow(texts)
         if self._fast is None:
             return self._encode_by_library(array.to_pylist(), [self.end_id] if close else [])
-        _, offset_bytes, text_bytes = array.buffers()
-        data = np.frombuffer(text_bytes or b"", np.uint8)
-        offsets = np.zeros(1, np.int64)
-        if len(array):
-            offsets = np.frombuffer(offset_bytes, np.int64)[array.offset : array.offset + len(array) + 1]
+        data, offsets = bytes_and_offsets(array)
         return self._fast.encode(data, offsets, self.end_id if close else None)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -198,23 +195,3 @@ def _read(path: Path, fix: str) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust library raises nothing narrower
         raise ArtifactError(f"{path} is not a tokenizer", why=str(error)[:200], fix=fix) from None
-
-
-def _arrow(texts: Sequence[str] | pa.Array) -> pa.Array:
-    """Texts as an Arrow array with 64-bit offsets."""
-    if isinstance(texts, pa.Array):
-        assert texts.null_count == 0
-        return texts.cast(pa.large_string())
-    try:
-        return pa.array(texts, pa.large_string())
-    except UnicodeEncodeError:
-        return pa.array([_encodable(text) for text in texts], pa.large_string())
-
-
-def _encodable(text: str) -> str:
-    """JSON can carry half a surrogate pair, which is no text: it becomes U+FFFD, a whole pair its character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text

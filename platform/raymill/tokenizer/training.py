@@ -15,11 +15,11 @@ Costs per core: bpe, wordpiece and word 2-4 MB/s of text, unigram 0.3 MB/s, char
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any, Literal
 
+import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
@@ -39,9 +39,9 @@ WORDS = (
 )
 CHARACTERS = r"[\s\S]"
 
-# WordPiece takes time in the square of a word's length and Unigram is not made for long ones either: a word of more
-# characters than this goes in parts.
-CHOP_CHARS = 64
+# WordPiece takes time in the cube of a word's length (64 characters of emoji: 3 ms) and Unigram is not made for long
+# ones either: a word of more characters than this goes in parts.
+CHOP_CHARS = 24
 CHOPS = rf"[\s\S]{{1,{CHOP_CHARS}}}"
 
 # Marks a piece inside a word. Not the usual ##, which in bytes written as letters is also text; U+203F is none of them.
@@ -55,9 +55,9 @@ def train(texts: Iterable[str], vocab_size: int, model: Model) -> tokenizers.Tok
     assert vocab_size >= smallest_vocab(model)
     if model in ("char", "word"):
         return _train_pieces(texts, vocab_size, WORDS if model == "word" else CHARACTERS)
-    if model == "bpe":
-        return _train_bpe(texts, vocab_size)
-    return _train_wordpiece(texts, vocab_size) if model == "wordpiece" else _train_unigram(texts, vocab_size)
+    if model == "unigram":
+        return _train_unigram(texts, vocab_size)
+    return _train_merges(texts, vocab_size, INSIDE_WORD if model == "wordpiece" else "")
 
 
 def smallest_vocab(model: Model) -> int:
@@ -85,74 +85,66 @@ def _cut(inner: tokenizers.Tokenizer, *patterns: str) -> tokenizers.Tokenizer:
     return inner
 
 
-def _options(vocab_size: int) -> dict[str, Any]:
-    return {
-        "vocab_size": vocab_size,
-        "special_tokens": list(SPECIAL_TOKENS),
-        "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(),
-        "show_progress": False,
-    }
+def _train_merges(texts: Iterable[str], vocab_size: int, inside_word: str) -> tokenizers.Tokenizer:
+    """BPE, or with a mark for pieces inside a word WordPiece, whose vocabulary is learned the same way."""
+    from raymill.tokenizer.counting import count_pieces
+    from raymill.tokenizer.merges import learn_merges
 
-
-def _train_bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
-    inner = _cut(tokenizers.Tokenizer(models.BPE()), WORDS)
-    inner.train_from_iterator(texts, trainers.BpeTrainer(min_frequency=_MIN_FREQUENCY, **_options(vocab_size)))
-    return inner
+    letters = byte_letters()
+    spelled = sorted(letters)
+    tokens = [*SPECIAL_TOKENS, *spelled, *(inside_word + letter for letter in spelled if inside_word)]
+    table = {token: index for index, token in enumerate(tokens)}
+    rows = [[table[mark + letter] for letter in sorted(letters, key=letters.__getitem__)] for mark in ("", inside_word)]
+    pieces = count_pieces(texts, WORDS, CHOP_CHARS if inside_word else 0)
+    learned = learn_merges(pieces, np.array(rows, np.int32), len(tokens), vocab_size - len(tokens), _MIN_FREQUENCY)
+    merges = []
+    for left, right, merged in learned.tolist():
+        merges.append((tokens[left], tokens[right]))
+        if merged == len(tokens):
+            tokens.append(tokens[left] + tokens[right].removeprefix(inside_word))
+    table = {token: index for index, token in enumerate(tokens)}
+    if not inside_word:
+        return _finished(models.BPE(table, merges), WORDS)
+    model = models.WordPiece(
+        table,
+        unk_token=END_OF_TEXT,  # the library asks for one; it is never used
+        continuing_subword_prefix=inside_word,
+        max_input_chars_per_word=4 * CHOP_CHARS,
+    )
+    made = _finished(model, WORDS, CHOPS)
+    made.decoder = decoders.Sequence([decoders.Replace(inside_word, ""), decoders.ByteLevel()])
+    return made
 
 
 def _train_unigram(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     inner = _cut(tokenizers.Tokenizer(models.Unigram()), WORDS, CHOPS)
-    # The trainer has nothing to learn from no text at all.
-    inner.train_from_iterator(texts, trainers.UnigramTrainer(**_options(vocab_size)))
-    return inner
-
-
-def _train_wordpiece(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
-    inner = _cut(tokenizers.Tokenizer(models.WordPiece()), WORDS, CHOPS)
-    trainer = trainers.WordPieceTrainer(
-        continuing_subword_prefix=INSIDE_WORD, min_frequency=_MIN_FREQUENCY, **_options(vocab_size)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
-    # Learned: letters that were seen inside words. The others take the places of what was learned last.
-    letters = sorted(byte_letters())
-    needed = {*SPECIAL_TOKENS, *letters, *(INSIDE_WORD + letter for letter in letters)}
-    learned = sorted(inner.get_vocab().items(), key=lambda item: item[1])
-    best = [token for token, _ in learned if token not in needed][: vocab_size - len(needed)]
-    vocabulary = [*SPECIAL_TOKENS, *sorted(needed - set(SPECIAL_TOKENS)), *best]
-    model = models.WordPiece(
-        {token: index for index, token in enumerate(vocabulary)},
-        unk_token=END_OF_TEXT,  # the library asks for one; it is never used
-        continuing_subword_prefix=INSIDE_WORD,
-        max_input_chars_per_word=4 * CHOP_CHARS,
-    )
-    made = _cut(tokenizers.Tokenizer(model), WORDS, CHOPS)
-    made.decoder = decoders.Sequence([decoders.Replace(INSIDE_WORD, ""), decoders.ByteLevel()])
-    made.add_special_tokens(list(SPECIAL_TOKENS))
-    return made
+    return inner
 
 
 def _train_pieces(texts: Iterable[str], vocab_size: int, pattern: str) -> tokenizers.Tokenizer:
     """The commonest pieces as they stand: a BPE that has no merges and takes what is in its vocabulary whole."""
-    inner = _cut(tokenizers.Tokenizer(models.BPE()), pattern)
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(_pieces(text, inner))
-    letters = list(byte_letters())
-    common = (piece for piece, count in _by_count(counts) if count >= _MIN_FREQUENCY and len(piece) > 1)
-    vocabulary = [*SPECIAL_TOKENS, *sorted(letters), *islice(common, vocab_size - SMALLEST_VOCAB)]
-    table = {token: index for index, token in enumerate(vocabulary)}
-    made = _cut(tokenizers.Tokenizer(models.BPE(table, [], ignore_merges=True)), pattern)
+    from raymill.tokenizer.counting import count_pieces
+
+    letters = {byte: letter for letter, byte in byte_letters().items()}
+    counted = count_pieces(texts, pattern, 0)
+    common = (piece for piece, count in counted if count >= _MIN_FREQUENCY and len(piece) > 1)
+    kept = ["".join(letters[byte] for byte in piece) for piece in islice(common, vocab_size - SMALLEST_VOCAB)]
+    tokens = [*SPECIAL_TOKENS, *sorted(letters.values()), *kept]
+    table = {token: index for index, token in enumerate(tokens)}
+    return _finished(models.BPE(table, [], ignore_merges=True), pattern)
+
+
+def _finished(model: models.Model, *patterns: str) -> tokenizers.Tokenizer:
+    made = _cut(tokenizers.Tokenizer(model), *patterns)
     made.add_special_tokens(list(SPECIAL_TOKENS))
     return made
-
-
-def _pieces(text: str, inner: tokenizers.Tokenizer) -> Iterator[str]:
-    for piece, _ in inner.pre_tokenizer.pre_tokenize_str(text):
-        yield piece
-
-
-def _by_count(counts: Counter[str]) -> list[tuple[str, int]]:
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def spec(inner: tokenizers.Tokenizer) -> dict[str, Any]:
