@@ -78,7 +78,7 @@ def _declared_charset(page: bytes) -> str | None:
     except LookupError:
         return None
     # A declaration that can be read as ASCII is not in UTF-16, whatever it says.
-    return None if not known._is_text_encoding or name.startswith("utf-16") else name  # type: ignore[attr-defined]
+    return None if not known._is_text_encoding or name.startswith("utf-16") else name
 
 
 def _likely_charset(page: bytes) -> str:
@@ -126,7 +126,7 @@ def _load_trafilatura() -> Callable[..., str | None]:
         fix = 'pip install "raymill[trafilatura]", or use the extractor resiliparse'
         raise UsageError(what, why=str(error), fix=fix) from None
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # it logs every page it finds nothing in
-    return extract_main  # type: ignore[no-any-return]
+    return extract_main
 
 
 def _name_hash(name: str) -> int:

@@ -98,7 +98,7 @@ _PLAIN = np.array([(32 <= byte < 127 and byte != 38) or byte in b"\t\n\f\r" for 
 
 
 @njit(cache=True)
-def _read(text: NDArray[np.uint8], at: int) -> tuple[int, int]:
+def _read(text: NDArray[np.uint8], at: int) -> tuple[Any, int]:
     """The character at a place of valid UTF-8 and the place behind it; 0 for those beyond U+FFFF and at the end."""
     if at >= len(text):
         return 0, at
