@@ -56,34 +56,26 @@ def _finish(value: Any) -> Any:
     return value ^ (value >> np.uint64(32))
 
 
+def _folded_bytes() -> Bytes:
+    """Per byte what a word is hashed by: letters in small, any digit as 0; 0 where no word goes on."""
+    folded = np.zeros(256, np.uint8)
+    folded[0x80:] = range(0x80, 0x100)
+    folded[list(b"0123456789")] = 48
+    folded[list(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ")] = list(b"abcdefghijklmnopqrstuvwxyz")
+    folded[list(b"abcdefghijklmnopqrstuvwxyz")] = list(b"abcdefghijklmnopqrstuvwxyz")
+    return folded
+
+
+_FOLDED = _folded_bytes()
+
+
 @njit(cache=True)
 def _band_keys(text: Bytes, constants: NDArray[np.uint32]) -> Hashes:
     """Words are runs of letters and digits, case folded in ASCII, a number of any size read as 0."""
-    smallest = np.full(_PERMUTATIONS, 0xFFFFFFFF, np.uint32)
-    recent = np.zeros(SHINGLE_WORDS, np.uint64)
-    words, in_word, after_digit, value = 0, False, False, _FNV_START
-    size = len(text)
-    for at in range(size + 1):
-        byte: Any = text[at] if at < size else 32
-        upper, digit = 65 <= byte <= 90, 48 <= byte <= 57
-        if upper or digit or 97 <= byte <= 122 or byte >= 0x80:
-            if not (digit and after_digit):
-                byte = 48 if digit else (byte | 32 if upper else byte)
-                value = (value ^ np.uint64(byte)) * _FNV_PRIME
-            in_word, after_digit = True, digit
-            continue
-        if in_word:
-            recent[:-1] = recent[1:]
-            recent[-1] = _finish(value)
-            words += 1
-            if words >= SHINGLE_WORDS:
-                shingle = np.uint64(0)
-                for word in recent:
-                    shingle = (shingle + word) * _MIX
-                _lower_minima(smallest, np.uint32(shingle >> np.uint64(32)), constants)
-        in_word, after_digit, value = False, False, _FNV_START
+    shingles = _shingles(text)
     keys = np.zeros(BANDS, np.uint64)
-    if words >= SHINGLE_WORDS:
+    if len(shingles):
+        smallest = _minima(shingles, constants)
         for band in range(BANDS):
             key = np.uint64(band)
             for row in range(ROWS):
@@ -93,8 +85,40 @@ def _band_keys(text: Bytes, constants: NDArray[np.uint32]) -> Hashes:
 
 
 @njit(cache=True)
-def _lower_minima(smallest: NDArray[np.uint32], shingle: Any, constants: NDArray[np.uint32]) -> None:
+def _shingles(text: Bytes) -> NDArray[np.uint32]:
+    """A hash of every run of five words."""
+    size, words, at = len(text), 0, 0
+    shingles = np.empty(size // 2 + 1, np.uint32)
+    first = second = third = fourth = np.uint64(0)
+    while at < size:
+        folded = _FOLDED[text[at]]
+        if folded == 0:
+            at += 1
+            continue
+        value, last = _FNV_START, np.uint8(0)
+        while folded != 0:
+            if folded != 48 or last != 48:
+                value = (value ^ np.uint64(folded)) * _FNV_PRIME
+            last = folded
+            at += 1
+            folded = _FOLDED[text[at]] if at < size else np.uint8(0)
+        fifth = _finish(value)
+        words += 1
+        shingle = ((((first * _MIX + second) * _MIX + third) * _MIX + fourth) * _MIX + fifth) * _MIX
+        shingles[max(0, words - SHINGLE_WORDS)] = np.uint32(shingle >> np.uint64(32))
+        first, second, third, fourth = second, third, fourth, fifth
+    return shingles[: max(0, words - SHINGLE_WORDS + 1)]
+
+
+@njit(cache=True)
+def _minima(shingles: NDArray[np.uint32], constants: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """One permutation after the other: its constants and its minimum stay in registers, eight shingles at a time."""
+    smallest = np.empty(_PERMUTATIONS, np.uint32)
     for index in range(_PERMUTATIONS):
-        value = np.uint32(np.uint32(shingle ^ constants[1, index]) * constants[0, index])
-        value = np.uint32(value ^ (value >> np.uint32(15)))
-        smallest[index] = min(smallest[index], value)
+        multiplier, mask, least = constants[0, index], constants[1, index], np.uint32(0xFFFFFFFF)
+        for place in range(len(shingles)):
+            value = np.uint32(np.uint32(shingles[place] ^ mask) * multiplier)
+            value = np.uint32(value ^ (value >> np.uint32(15)))
+            least = min(least, value)
+        smallest[index] = least
+    return smallest
