@@ -9,7 +9,6 @@ else the library's 1-5 MB/s; `encode` is for a single short text; decoding needs
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import tokenizers
 from numpy.typing import NDArray
+from tokenizers import processors
 
 from raymill.artifact import write_atomic
 from raymill.errors import ArtifactError, UsageError
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<|end|>", "[SEP]")
 """Names that the token after a document is known by, the likeliest first."""
-_OURS = "raymill"
-"""Our own key in tokenizer.json, which other readers skip; it is there when the end token is not END_OF_TEXT."""
 
 
 class Tokenizer:
@@ -52,8 +50,7 @@ class Tokenizer:
         """Reads a tokenizer.json that `save` wrote. ArtifactError when it is missing, damaged or lacks control tokens."""
         fix = "name the tokenizer.json of a tokenize artifact, or bring this one with `bring`"
         inner = _read(path, fix)
-        content = json.loads(path.read_bytes())
-        end_token = content.get(_OURS, {}).get("end_token", END_OF_TEXT)
+        end_token = _marked_end(inner) or END_OF_TEXT
         missing = [name for name in (end_token, IM_START, IM_END) if inner.token_to_id(name) is None]
         if missing:
             why = f"it lacks {', '.join(missing)}"
@@ -64,11 +61,12 @@ class Tokenizer:
     def bring(cls, path: Path, end_token: str | None = None) -> Tokenizer:
         """Takes over any tokenizer.json the `tokenizers` library loads.
 
-        end_token: the token after a document; None: the first of END_TOKENS that the file has. The control tokens of
+        end_token: the token after a document; None: the one `save` noted, or the first of END_TOKENS in the file. The control tokens of
         the chat template that it lacks are appended, so the vocabulary may grow by two. UsageError when there is no such
         end token, ArtifactError when the file is missing or damaged.
         """
         inner = _read(path, "name a tokenizer.json as the `tokenizers` library writes it")
+        end_token = end_token or _marked_end(inner)
         known = [name for name in END_TOKENS if inner.token_to_id(name) is not None]
         if end_token is None and not known:
             what = f"{path} has no end-of-document token that is known here"
@@ -83,6 +81,8 @@ class Tokenizer:
         inner.no_truncation()  # both are stored in the file, and both change what a text is encoded to
         inner.no_padding()
         inner.add_special_tokens([end_token, IM_START, IM_END])
+        if end_token not in (END_OF_TEXT, _marked_end(inner)):
+            _mark_end(inner, end_token)
         return cls(inner, end_token)
 
     @classmethod
@@ -91,11 +91,7 @@ class Tokenizer:
         return cls(training.train(texts, vocab_size, model))
 
     def save(self, path: Path) -> None:
-        content = self._inner.to_str(pretty=True)
-        if self._end_token != END_OF_TEXT:
-            named = {**json.loads(content), _OURS: {"end_token": self._end_token}}
-            content = json.dumps(named, indent=2, ensure_ascii=False)
-        write_atomic(path, content)
+        write_atomic(path, self._inner.to_str(pretty=True))
 
     @cached_property
     def vocab_size(self) -> int:
@@ -195,3 +191,21 @@ def _read(path: Path, fix: str) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust library raises nothing narrower
         raise ArtifactError(f"{path} is not a tokenizer", why=str(error)[:200], fix=fix) from None
+
+
+def _mark_end(inner: tokenizers.Tokenizer, end_token: str) -> None:
+    """Notes the end token in the file, which has no field for it: a last step that knows the token and adds nothing."""
+    index = inner.token_to_id(end_token)
+    mark = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[(end_token, index)])
+    earlier = inner.post_processor
+    inner.post_processor = mark if earlier is None else processors.Sequence([earlier, mark])
+
+
+def _marked_end(inner: tokenizers.Tokenizer) -> str | None:
+    """The end token that `_mark_end` noted."""
+    step = training.spec(inner)["post_processor"]
+    while step and step["type"] == "Sequence":
+        step = step["processors"][-1]
+    if not step or step["type"] != "TemplateProcessing" or len(step["single"]) > 1 or len(step["special_tokens"]) != 1:
+        return None
+    return str(*step["special_tokens"])
