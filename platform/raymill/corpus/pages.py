@@ -99,12 +99,16 @@ def scan_marks(text: Bytes) -> tuple[Any, Any, Any, Any, Any]:
 def find_lines(text: Bytes) -> NDArray[np.int64]:
     """Start and end of every line, white space at its ends included."""
     size, count = len(text), 1
-    for byte in text:
+    for at in range(size):
+        byte = text[at]
         count += (10 <= byte <= 13) | (28 <= byte <= 30) | (byte == 0xC2) | (byte == 0xE2)
     lines = np.empty((count, 2), np.int64)
     found, start, at = 0, 0, 0
     while at < size:
         byte = text[at]
+        if 31 <= byte < 0xC2:  # most bytes
+            at += 1
+            continue
         width = 0
         if byte < 0x80:
             if 10 <= byte <= 13 or 28 <= byte <= 30:
@@ -190,19 +194,36 @@ def _citation_width(text: Bytes, at: Any, end: Any) -> Any:
 
 
 @njit(cache=True)
-def _is_worded(text: Bytes, start: Any, end: Any) -> tuple[bool, bool]:
-    """Whether the line has words enough, and whether one of them is too long."""
-    words, at, long = 0, start, False
-    while at < end and (words < _LEAST_LINE_WORDS or end - start > _LONGEST_WORD_CHARS):
+def _has_words(text: Bytes, start: Any, end: Any) -> bool:
+    """Whether the line has words enough."""
+    words, at = 0, start
+    while at < end:
         while at < end and space_width(text, at):
             at += space_width(text, at)
-        first = at
-        while at < end and (32 < text[at] < 0xC2 or not space_width(text, at)):
+        words += at < end
+        if words == _LEAST_LINE_WORDS:
+            return True
+        while at < end and not space_width(text, at):
             at += 1
-        words += at > first
-        if at - first > _LONGEST_WORD_CHARS and count_chars(text, first, at) > _LONGEST_WORD_CHARS:
-            long = True
-    return words >= _LEAST_LINE_WORDS, long
+    return False
+
+
+@njit(cache=True)
+def _has_long_word(text: Bytes, start: Any, end: Any) -> bool:
+    """Whether a word is too long. Looks for white space from far ahead back, so at few bytes of a usual line."""
+    at = start
+    while end - at > _LONGEST_WORD_CHARS:
+        ahead = at + _LONGEST_WORD_CHARS
+        while ahead >= at and not space_width(text, ahead):
+            ahead -= 1
+        if ahead < at:
+            ahead = at + _LONGEST_WORD_CHARS
+            while ahead < end and not space_width(text, ahead):
+                ahead += 1
+            if count_chars(text, at, ahead) > _LONGEST_WORD_CHARS:
+                return True
+        at = ahead + 1
+    return False
 
 
 @njit(cache=True)
@@ -233,8 +254,7 @@ def _cut_lines(text: Bytes, kept: Bytes, holds: Any, terminal: bool) -> tuple[An
         if start == end:
             continue
         worded += 1
-        enough, long = _is_worded(text, start, end)
-        if long:
+        if _has_long_word(text, start, end):
             continue
         first = size + 1 if size else 0
         stop = _copy_line(text, start, end, kept, first, holds & BRACKET != 0)
@@ -243,7 +263,7 @@ def _cut_lines(text: Bytes, kept: Bytes, holds: Any, terminal: bool) -> tuple[An
             ended = last == 46 or last == 63 or last == 33 or last == 34 or last == 39
             if not ended or _ends_with_dots(kept, first, stop):
                 continue
-        if not enough:
+        if not _has_words(text, start, end):
             continue
         if holds & LOREM and _holds(kept, first, stop, _LOREM_ROWS):
             return 0, stays[:worded], edited, LOREM_IPSUM
@@ -314,8 +334,8 @@ def count_sentences(facts: Facts) -> Any:
 @njit(cache=True)
 def _judge_page(text: Bytes, chars: Any, words: Any, seen: Any, terminals: Any) -> Any:
     size, breaks = len(text), 0
-    for byte in text:
-        breaks += byte == 10
+    for at in range(size):
+        breaks += text[at] == 10
     mask = slot_mask(breaks + 1)
     lines, ended, short, repeated = 0, 0, 0, 0
     start = 0

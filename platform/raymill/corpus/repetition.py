@@ -110,7 +110,8 @@ def _repeated_chars(size: Any, words: Any, power: Any, seen: Any, hash_sums: Has
 def judge_words(facts: Facts, marks: Any, ellipses: Any, min_words: Any) -> Any:
     """The first of Gopher's rules on words that a document breaks, or 0. `marks`: how many #."""
     visible, visible_chars, with_letter, stops = 0, np.int64(0), 0, 0
-    for fact in facts:
+    for index in range(len(facts)):
+        fact = facts[index]
         if fact & 1:
             visible += 1
             visible_chars += fact >> 16
