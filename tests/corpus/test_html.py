@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,6 +124,14 @@ GREETING = "Gr\u00fc\u00dfe, \u20ac5"
 )
 def test_charsets(page: bytes, text: str | None) -> None:
     assert decode(page) == (text or "\u041f\u0440\u0438\u0432\u0435\u0442, \u043c\u0438\u0440! " * 20)
+
+
+def test_an_error_inside_trafilatura_is_a_page_without_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> str:
+        raise RecursionError
+
+    monkeypatch.setitem(sys.modules, "trafilatura", SimpleNamespace(extract=fail))
+    assert extract("<p>text", "trafilatura") == ""
 
 
 def test_a_missing_trafilatura_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,16 +105,10 @@ def _extract_resiliparse(text: str) -> str:
 
 
 def _extract_trafilatura(text: str) -> str:
+    extract_main = _load_trafilatura()
     try:
-        return _load_trafilatura()(text, include_comments=False) or ""
-    except (
-        RecursionError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        KeyError,
-    ):  # what odd trees set off in it
+        return extract_main(text, include_comments=False) or ""
+    except Exception:  # odd trees set off errors of many kinds in it and in lxml; none says more than: no content
         return ""
 
 

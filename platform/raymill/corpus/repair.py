@@ -102,7 +102,7 @@ _PLAIN = np.array([(32 <= byte < 127 and byte != 38) or byte in b"\t\n\f\r" for 
 
 def _find_quiet() -> NDArray[np.bool_]:
     """Characters that speak against nothing, whatever follows: no lead bytes, no marks of damage."""
-    quiet = ~_MASKS[:, :_CONTINUATION].any(axis=1)
+    quiet: NDArray[np.bool_] = np.equal(_MASKS[:, :_CONTINUATION].max(axis=1), 0)
     quiet[:0xA0] = quiet[0x206A:0x2070] = quiet[0xFEFF] = quiet[0xFFF9:] = False
     quiet[0] = True  # stands for characters beyond U+FFFF
     return quiet
