@@ -4,7 +4,7 @@ In: evaluation files. Every string of every record gives its 13-grams, after GPT
 case, marks dropped, words parted by white space. A string of 8 to 12 words counts as one gram, whole; a shorter one says
 nothing, as it stands in many sound texts, and is left out.
 Out: an index in one .npy file, which workers map into memory and share (20 to 40 bytes per gram), and how
-many grams of a document are in it. Building takes 1 us per gram; a core looks through 95 MB/s of documents of 3 kB
+many grams of a document are in it. Building takes 1 us per gram; a core looks through 80-95 MB/s of documents of 3 kB
 against an index of 1.3 million grams.
 """
 
