@@ -60,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
             made, text = WORKS[name](bench)
             rows += made
             texts.append(text)
+            machine.update(facts)
             if options.json is not None:
                 table.save(rows, facts, options.json)
     print("\n".join(f"{name}: {value}" for name, value in facts.items()), end="\n\n")

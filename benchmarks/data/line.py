@@ -89,9 +89,10 @@ def line(bench: Bench) -> tuple[list[Row], str]:
     failure = missing or _failure(theirs)
     last = ours[-1]
     reached = None if failure else reach(theirs, last.megabytes)
-    note = f"{last.megabytes:.0f} MB of text in {last.wall_s:.1f} s"
+    note = f"{last.megabytes:.0f} MB of text in {last.wall_s:.1f} s ({last.cpu_s:.1f} CPU s)"
     if reached is not None:
-        measured = ", ".join(f"{run.megabytes:.2g} MB in {run.wall_s:.0f} s" for run in theirs)
+        each = (f"{run.megabytes:.2g} MB in {run.wall_s:.0f} s ({run.cpu_s:.0f} CPU s)" for run in theirs)
+        measured = ", ".join(each)
         note += f"; datatrove measured: {measured}; its figure is that line drawn to {last.megabytes:.0f} MB"
     if failure:
         note += f"; no figure of datatrove: {failure}"

@@ -14,7 +14,7 @@ _LIBRARIES = ("raymill", "ray", "numba", "numpy", "pyarrow", "tokenizers")
 
 
 def describe(peers: dict[str, str]) -> dict[str, Any]:
-    """Everything as JSON; `load` is the 1-minute load average at the start."""
+    """Everything as JSON; `load` is the 1-minute load average at the start, `highest_load` may grow (see `update`)."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
@@ -26,7 +26,13 @@ def describe(peers: dict[str, str]) -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "load": os.getloadavg()[0],
+        "highest_load": os.getloadavg()[0],
     }
+
+
+def update(facts: dict[str, Any]) -> None:
+    """Notes how busy the machine became; called after each work."""
+    facts["highest_load"] = max(facts["highest_load"], os.getloadavg()[0])
 
 
 def _cpu_model() -> str:
