@@ -67,8 +67,12 @@ def random_chunks(count: int) -> list[str]:
         if draw.random() < 0.3:
             chunk = draw.choice("(\"'[") + chunk
         chunks.append(chunk)
-    plain = "".join(draw.choice("aB1-.,)\"(' ") for _ in range(20_000))
-    return [*chunks, *plain.split()]
+    parts = ["dog", "Mr", "8", "x", "id", "cannot", "a", "", "NASA", "caf\u00e9", "\u043c\u0438\u0440", *STOP_WORDS]
+    for _ in range(count):
+        body = "".join(draw.choice(parts) + draw.choice(list("-.,')\"?;:")) for _ in range(draw.randint(0, 3)))
+        end = draw.choice(["", ".", "..", ",", ").", "'.", '."', "!)", ":)", "))", "'s"])
+        chunks.append(draw.choice(["", "(", '"', "'"]) + body + draw.choice(draw.choice([parts, fixed])) + end)
+    return [chunk for chunk in chunks if chunk]
 
 
 def test_the_compiled_loop_cuts_as_the_plain_rules(monkeypatch: pytest.MonkeyPatch) -> None:
