@@ -31,7 +31,7 @@ id. i d.|itd. it d.|end.Start end . Start|end.start|v1.2.3|3.14. 3.14 .|3.14|1,0
 well-known well - known|3-4 3 - 4|3-a 3 - a|a-3|state-of-the-art, state - of - the - art ,|to--|foo--bar foo -- bar
 5km 5 km|5km/h 5 km/h|20% 20 %|20%. 20 % .|$5 $ 5|5$ 5 $|US$10 US$ 10|10\u20ac.|20\u00b0C. 20 \u00b0 C .|\u00b0C. \u00b0 C .
 http://a.com/b?c=d|www.example.org. www.example.org .|a@b.com|user:pw@host.org:80/x|x@y x@y|127.0.0.1|10.0.0.1:80/a 10.0.0.1:80 / a
-:)|:-) :-)|ok:) ok :)|(:|8) 8)|(8) ( 8)|x-8) x-8 )|^_^|<3|and/or|x/and/or/y x / and/or / y|:o( :o (|;-);-) ; -);- )
+:)|:-) :-)|ok:) ok :)|(:|8) 8)|(8) ( 8)|x-8) x-8 )|(8-D ( 8-D|^_^|<3|and/or|x/and/or/y x / and/or / y|:o( :o (|;-);-) ; -);- )
 ... ...|so... so ...|...so ... so|a..b a .. b|\u2026 \u2026|\u201cq\u201d \u201c q \u201d|\u2018tis \u2018 tis|``q'' ` ` q ''
 #tag # tag|@user|C++|C++, C++ ,|x=y x = y|x==y|a/b a / b|a//b|1/2|key:value key : value|3:30|A&B|A& A &|[1] [ 1 ]|f(x) f(x )
 caf\u00e9, caf\u00e9 ,|\u043c\u0438\u0440. \u043c\u0438\u0440 .|\u4e16\u754c\u3002 \u4e16\u754c \u3002|\U0001f600\U0001f600 \U0001f600 \U0001f600|a\U0001f600b a \U0001f600 b|\u2603

@@ -3,7 +3,7 @@
 A signature is 16 numbers: a 128-bit hash of the text (two) and 14 band keys of MinHash (Broder 1997): 112 minima over
 the document's word 5-grams, 8 to a band. Two documents that share a band key are near duplicates: with a Jaccard
 similarity of 0.9 that happens in all but one of 2,600 pairs, at 0.8 in 12 of 13, at 0.7 in 56 of 100, at 0.5 in one of 19.
-Costs: 100 MB/s per core.
+Costs: 170 MB/s per core for documents of 3 kB.
 """
 
 from __future__ import annotations

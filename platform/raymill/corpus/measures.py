@@ -1,7 +1,7 @@
 """What the quality rules look at in the lines and characters of a document, measured over its UTF-8 bytes.
 
 Compiled loops; the first use on a machine compiles for some seconds and is kept on disk after that. Repeated lines and
-paragraphs cost 1 ms per MB, the measures of source code 30 ms per MB.
+paragraphs cost 400 MB/s per core.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 The words are those of spaCy's blank English tokenizer, which the field's filters use. `corpus.chunks` knows how a chunk
 between white space is cut; here are the two shortcuts that make it fast. A compiled loop cuts the plain chunks itself
 (letters or digits, then at most one mark), and remembers how every other chunk was cut the first time it was seen.
-Nothing of a word is kept but its hash, its length and a few flags. Costs 100-200 MB/s per core, about 20 us for each
-chunk that is seen for the first time, and 20 MB of memory per thread.
+Nothing of a word is kept but its hash, its length and a few flags. Costs 110 MB/s per core, 17 us for each
+chunk that is seen for the first time and is not plain, and 13 MB of memory per thread.
 """
 
 from __future__ import annotations
