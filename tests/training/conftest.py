@@ -7,7 +7,7 @@ import pytest
 
 from raymill.dataset.shards import INDEX, ShardEntry, ShardIndex, learn_name, lengths_name
 from raymill.model.config import ModelConfig
-from raymill.training.loop import TrainingConfig
+from raymill.training.config import TrainingConfig
 
 VOCAB = 64
 

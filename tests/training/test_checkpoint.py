@@ -10,7 +10,8 @@ from raymill.errors import MachineError
 from raymill.model.config import ModelConfig
 from raymill.model.transformer import Transformer
 from raymill.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from raymill.training.optimizer import OptimizerConfig, build_optimizer
+from raymill.training.config import OptimizerConfig
+from raymill.training.optimizer import build_optimizer
 
 
 def trained(seed: int) -> tuple[Transformer, torch.optim.Optimizer]:

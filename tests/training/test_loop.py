@@ -17,8 +17,10 @@ from raymill.dataset.loader import IGNORE, Batch, Loader
 from raymill.dataset.shards import TokenStream
 from raymill.errors import DataError, UsageError
 from raymill.model.transformer import Transformer
-from raymill.training.checkpoint import newest_checkpoint
-from raymill.training.loop import CHECKPOINTS, METRICS, Hooks, StepMetrics, TrainingConfig, train
+from raymill.training.checkpoint import CHECKPOINTS, newest_checkpoint
+from raymill.training.config import TrainingConfig
+from raymill.training.loop import Hooks, train
+from raymill.training.metrics import METRICS, StepMetrics
 from raymill.training.parallel import Worker
 
 VOCAB = 64

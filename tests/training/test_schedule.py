@@ -1,6 +1,7 @@
 import pytest
 
-from raymill.training.schedule import ScheduleConfig, learning_rate_at
+from raymill.training.config import ScheduleConfig
+from raymill.training.schedule import learning_rate_at
 
 
 def test_it_rises_to_the_peak_and_falls_to_the_final_fraction() -> None:

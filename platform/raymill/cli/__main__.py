@@ -1,3 +1,6 @@
+"""`python -m raymill.cli` is `raymill`."""
+
 from raymill.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

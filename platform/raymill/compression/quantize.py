@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from raymill.errors import ArtifactError
 from raymill.model.config import ModelConfig
+from raymill.model.files import CONFIG, WEIGHTS, read_config, write_config
 from raymill.model.transformer import Transformer, rotary_tables
-from raymill.model.weights import CONFIG, WEIGHTS, load_model, read_config, read_tensors, write_config
+from raymill.model.weights import load_model, read_tensors
 
 QUANTIZATION = {"method": "int8", "weights": "int8 per output channel", "activations": "int8 per token, dynamic"}
 _SMALLEST = 1e-12

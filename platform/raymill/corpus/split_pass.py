@@ -89,7 +89,7 @@ class SplitReport:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SplitReport:
-        groups: dict[Group, tuple[int, int]] = {tuple(row[:3]): (row[3], row[4]) for row in values["groups"]}  # type: ignore[misc]
+        groups: dict[Group, tuple[int, int]] = {tuple(row[:3]): (row[3], row[4]) for row in values["groups"]}
         return cls(list(values["files"]), groups, Lengths.from_json(values["lengths"]))
 
 
@@ -156,7 +156,7 @@ def _chosen_rows(
         rows = table.filter(pa.array(flags))
         if blocks is not None:
             places = start + np.flatnonzero(flags)
-            texts = [blocks.cut(place, text) for place, text in zip(places, rows["text"].to_pylist(), strict=True)]
+            texts = [blocks.cut(int(place), text) for place, text in zip(places, rows["text"].to_pylist(), strict=True)]
             column = rows.schema.get_field_index("text")
             rows = rows.set_column(column, rows.schema.field(column), pa.array(texts, pa.large_string()))
         start += len(table)

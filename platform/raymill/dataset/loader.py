@@ -16,20 +16,19 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raymill.dataset.shards import TokenStream
+from raymill.dataset.shards import PackingMethod, TokenStream
 from raymill.errors import DataError
 
 if TYPE_CHECKING:
     from raymill.dataset.packing import Packing
 
-PackingMethod = Literal["concat", "best_fit"]
 IGNORE = -100
 """The target of a position that nothing is learned from; torch's own default."""
 

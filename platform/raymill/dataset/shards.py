@@ -23,6 +23,7 @@ from raymill.config import Config
 from raymill.errors import ArtifactError, DataError
 
 Split = Literal["train", "val"]
+PackingMethod = Literal["concat", "best_fit"]
 INDEX = "index.json"
 
 

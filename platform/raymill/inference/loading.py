@@ -15,7 +15,7 @@ from raymill.errors import MachineError
 from raymill.inference.engine import Engine, EngineStats
 from raymill.inference.kv_cache import fit_slots
 from raymill.inference.step import TorchStep
-from raymill.model.weights import TOKENIZER
+from raymill.model.files import TOKENIZER
 from raymill.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -12,11 +10,8 @@ from torch import Tensor
 
 from raymill.errors import ArtifactError
 from raymill.model.config import ModelConfig
+from raymill.model.files import CONFIG, WEIGHTS, read_config, write_config
 from raymill.model.transformer import Transformer
-
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-TOKENIZER = "tokenizer.json"
 
 
 def save_model(folder: Path, model: Transformer, end_id: int) -> None:
@@ -55,19 +50,3 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged", why=str(error), fix="delete its folder and run the job again"
         ) from None
     return tensors
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(f"{folder} holds no model", why=f"it has no {CONFIG}", fix="name a checkpoint") from None
-    except json.JSONDecodeError as error:
-        raise ArtifactError(
-            f"{folder / CONFIG} is damaged", why=str(error), fix="delete its folder and run again"
-        ) from None
-    return values
-
-
-def write_config(folder: Path, values: dict[str, Any]) -> None:
-    (folder / CONFIG).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -61,7 +61,7 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     from raymill.dataset.shards import TokenStream
     from raymill.inference.speed import decode_speeds
     from raymill.inference.step import TorchStep
-    from raymill.model.weights import TOKENIZER, WEIGHTS, read_config
+    from raymill.model.files import TOKENIZER, WEIGHTS, read_config
 
     source, folder = inputs["checkpoint"], inputs.draft.path
     values = read_config(source.path)

@@ -58,7 +58,7 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     """Scores the checkpoint on the val split and publishes scores.json."""
     from raymill.dataset.shards import TokenStream
     from raymill.evaluation.perplexity import Sums, choose_windows, describe_loss
-    from raymill.model.weights import read_config
+    from raymill.model.files import read_config
 
     checkpoint, tokens = inputs["checkpoint"], inputs["tokens"]
     stream = TokenStream(tokens.path, "val")

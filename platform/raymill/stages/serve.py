@@ -182,7 +182,7 @@ def _check_checkpoint(config: Config, checkpoint: Path) -> tuple[int, str]:
     """Slots a replica will open and the precision; what a replica would stumble over is said here."""
     from raymill.inference.kv_cache import fit_slots
     from raymill.model.config import ModelConfig
-    from raymill.model.weights import read_config
+    from raymill.model.files import read_config
 
     values = read_config(checkpoint)
     slots = fit_slots(ModelConfig.from_hugging_face(values), config.max_slots, config.max_kv_cache_mib * 2**20)

@@ -17,9 +17,10 @@ from raymill.artifact import Artifact, Kind, write_atomic
 from raymill.cluster.config import RoleName
 from raymill.cluster.interruptible import run_interruptible
 from raymill.errors import MachineError, RaymillError, UsageError, error_from_json, error_to_json
-from raymill.model.weights import CONFIG, TOKENIZER, WEIGHTS
+from raymill.model.files import CONFIG, TOKENIZER, WEIGHTS
 from raymill.stages.contract import Demand, Inputs
-from raymill.training.loop import CHECKPOINTS, METRICS, TrainingConfig, last_metrics
+from raymill.training.config import TrainingConfig
+from raymill.training.metrics import METRICS, last_metrics
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,7 @@ def source_state(config: Config) -> Any:
 def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     """Trains until `steps` are done and publishes the last checkpoint with its metrics."""
     from raymill.evaluation.perplexity import describe_loss
-    from raymill.training.checkpoint import OPTIMIZER, checkpoint_path, newest_checkpoint
+    from raymill.training.checkpoint import CHECKPOINTS, OPTIMIZER, checkpoint_path, newest_checkpoint
 
     tokens, work, folder = inputs["tokens"], inputs.draft.work, inputs.draft.path
     config.check_layout(config.num_workers)
@@ -118,7 +119,7 @@ def _figures(config: Config, work: Path, tokens: Artifact, threads: int) -> dict
 def _check_start(config: TrainingConfig, start: Artifact, tokens: Artifact) -> None:
     """UsageError unless the checkpoint to start from has this job's shape and tokenizer."""
     from raymill.model.config import ModelConfig
-    from raymill.model.weights import read_config
+    from raymill.model.files import read_config
 
     fix = "set train.model as in its config.json, and start from tokens made with its tokenizer"
     values = read_config(start.path)

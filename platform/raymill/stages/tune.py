@@ -25,7 +25,7 @@ from raymill.errors import ConfigError, MachineError, Problem
 from raymill.stages.contract import Demand, Inputs
 from raymill.stages.train import Config as TrainConfig
 from raymill.stages.train import check_tokens, validator
-from raymill.training.loop import METRICS, last_metrics
+from raymill.training.metrics import METRICS, last_metrics
 
 if TYPE_CHECKING:
     from raymill.cluster.session import Cluster
@@ -223,8 +223,9 @@ def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
     import torch
     from ray import tune
 
-    from raymill.training.loop import Hooks, StepMetrics
+    from raymill.training.loop import Hooks
     from raymill.training.loop import train as train_model
+    from raymill.training.metrics import StepMetrics
     from raymill.training.parallel import Worker
 
     torch.set_num_threads(settings["threads"])
@@ -277,8 +278,7 @@ def _write_results(folder: Path, work: Path, rows: list[dict[str, Any]], best: i
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from raymill.training.checkpoint import newest_checkpoint
-    from raymill.training.loop import CHECKPOINTS
+    from raymill.training.checkpoint import CHECKPOINTS, newest_checkpoint
 
     pq.write_table(pa.Table.from_pylist(rows), folder / "trials.parquet")
     curves = [

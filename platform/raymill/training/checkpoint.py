@@ -24,10 +24,12 @@ from torch import Tensor
 
 from raymill.artifact import FileEntry, check_file, list_files, sync_folder, write_atomic
 from raymill.errors import ArtifactError, MachineError
+from raymill.model.files import WEIGHTS
 from raymill.model.transformer import Transformer
-from raymill.model.weights import WEIGHTS, read_tensors, save_model
+from raymill.model.weights import read_tensors, save_model
 
 OPTIMIZER = "optimizer.safetensors"
+CHECKPOINTS = "checkpoints"
 STATE = "state.json"
 _KEEP = 2
 

@@ -8,93 +8,35 @@ Below Ray: it speaks to the outside through `Hooks` alone.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from raymill.artifact import write_atomic
-from raymill.config import Config
-from raymill.dataset.loader import IGNORE, Batch, Loader, PackingMethod
+from raymill.dataset.loader import IGNORE, Batch, Loader
 from raymill.dataset.shards import TokenStream
-from raymill.errors import DataError, UsageError
-from raymill.model.config import ModelConfig
+from raymill.errors import DataError
 from raymill.model.transformer import Transformer
 from raymill.model.weights import load_model
 from raymill.training.checkpoint import (
+    CHECKPOINTS,
     checkpoint_path,
     load_checkpoint,
     newest_checkpoint,
     only_writer,
     save_checkpoint,
 )
+from raymill.training.config import TrainingConfig
 from raymill.training.losses import next_token_loss
-from raymill.training.optimizer import OptimizerConfig, build_optimizer
+from raymill.training.metrics import METRICS, StepMetrics, append_metrics, truncate_metrics
+from raymill.training.optimizer import build_optimizer
 from raymill.training.parallel import Worker
-from raymill.training.schedule import ScheduleConfig, learning_rate_at
-
-METRICS = "metrics.jsonl"
-CHECKPOINTS = "checkpoints"
-
-
-class TrainingConfig(Config):
-    """One training run, whoever places its workers."""
-
-    model: ModelConfig = ModelConfig()
-    """Shape of the model."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """How a step changes the weights."""
-    schedule: ScheduleConfig = ScheduleConfig()
-    """How the learning rate moves over the run."""
-    steps: Annotated[int, Field(ge=1)] = 300
-    """Optimizer updates."""
-    global_batch_size: Annotated[int, Field(ge=1)] = 16
-    """Sequences per step over all workers."""
-    microbatch_size: Annotated[int, Field(ge=1)] = 8
-    """Sequences one worker runs at once; the rest of its share is accumulated."""
-    packing: PackingMethod = "concat"
-    """How documents fill sequences: concat cuts them where a sequence ends, best_fit cuts none that fits in one."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the initial weights and of the order of sequences."""
-    checkpoint_every_steps: Annotated[int, Field(ge=1)] = 100
-    """Steps between checkpoints; at most this much is redone after a kill."""
-    validate_every_steps: Annotated[int, Field(ge=1)] = 100
-    """Steps between validations; the last step always has one, over the whole val split."""
-    validation_sequences: Annotated[int, Field(ge=1)] | None = 64
-    """Sequences of a validation on the way, spread over the val split; none means all of it."""
-
-    def check_layout(self, num_workers: int, key: str = "train") -> None:
-        """UsageError unless the global batch divides over workers and microbatches."""
-        share, rest = divmod(self.global_batch_size, num_workers)
-        if rest or share % min(self.microbatch_size, share):
-            raise UsageError(
-                f"{key}.global_batch_size {self.global_batch_size} does not divide over {num_workers} workers "
-                f"in microbatches of {self.microbatch_size}",
-                fix=f"set it to a multiple of {num_workers * self.microbatch_size}",
-            )
-
-
-@dataclass(frozen=True)
-class StepMetrics:
-    """What one step was like. `loss` is in nats per token, the mean over the learned targets of all workers.
-
-    0 for a step that had none. `tokens` counts positions, empty ones included.
-    """
-
-    step: int
-    loss: float
-    learning_rate: float
-    gradient_norm: float
-    tokens: int
-    elapsed_s: float
-    validation: dict[str, float | None] | None = None
+from raymill.training.schedule import learning_rate_at
 
 
 def _ignore(*_: Any) -> None:
@@ -255,30 +197,3 @@ def _backward(state: _State, batch: Batch, learned: int, mixed: Any) -> torch.Te
             loss = 0.0 * logits_BTV[:, :1, :1].float().sum()
     loss.backward()
     return loss.detach()
-
-
-def append_metrics(path: Path, metrics: StepMetrics) -> None:
-    """One JSON line per step; `validation` only where there was one."""
-    row = {name: value for name, value in asdict(metrics).items() if value is not None}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def last_metrics(path: Path) -> dict[str, Any] | None:
-    """The last complete line of a metrics file that may still be written to; reads only the file's end."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - 4096))
-            lines = file.read().split(b"\n")[:-1]  # what follows the last line break is a line being written
-    except FileNotFoundError:
-        return None
-    row: dict[str, Any] | None = json.loads(lines[-1]) if lines else None
-    return row
-
-
-def truncate_metrics(path: Path, step: int) -> float:
-    """Forgets the steps that will be redone; returns the seconds spent on those kept."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    rows = [row for row in map(json.loads, lines) if row["step"] <= step]
-    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
-    return float(rows[-1]["elapsed_s"]) if rows else 0.0

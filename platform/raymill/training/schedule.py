@@ -3,22 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
 
-from pydantic import Field
-
-from raymill.config import Config
-
-
-class ScheduleConfig(Config):
-    """Linear warmup, then decay to a fraction of the peak at the last step."""
-
-    name: Literal["cosine"] = "cosine"
-    """Half a cosine from the peak to the end (Loshchilov and Hutter 2017)."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 20
-    """Steps over which the rate rises linearly to its peak."""
-    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Rate at the last step over the peak rate."""
+from raymill.training.config import ScheduleConfig
 
 
 def learning_rate_at(step: int, total_steps: int, peak: float, config: ScheduleConfig) -> float:
