@@ -103,7 +103,7 @@ def list_files(uri: str) -> list[Found]:
     if kind == fs.FileType.File:
         infos, base = _ask(uri, lambda: [files.get_file_info(base)]), base.rpartition("/")[0]
     else:
-        infos = _ask(uri, lambda: files.get_file_info(fs.FileSelector(base, recursive=True)), timeout_s=None)
+        infos = _ask(uri, lambda: files.get_file_info(fs.FileSelector(base, recursive=True)), limited=False)
     matches = _pattern("/".join(steps[fixed:])) if fixed is not None else re.compile("")
     found = []
     for info in infos:
@@ -114,16 +114,19 @@ def list_files(uri: str) -> list[Found]:
 
 
 def open_file(file: SourceFile) -> Opened:
-    """Its bytes from the first on, seekable. Raises OSError."""
+    """Its bytes from the first on, seekable. Raises OSError, or DataError where the store refuses."""
     if file.store is None:
         return Path(file.path).open("rb")
-    opened: Opened = _connect(file.store)[0].open_input_file(file.path)
+    opened: Opened = open_arrow(file)
     return opened
 
 
 def open_arrow(file: SourceFile) -> pa.NativeFile:
     """The same for pyarrow's readers."""
-    return pa.OSFile(file.path) if file.store is None else _connect(file.store)[0].open_input_file(file.path)
+    if file.store is None:
+        return pa.OSFile(file.path)
+    filesystem, _ = _connect(file.store)
+    return _ask(file.shown, lambda: filesystem.open_input_file(file.path))
 
 
 def state(file: SourceFile) -> tuple[int, int] | None:
@@ -194,8 +197,9 @@ def _known(given: dict[str, str], *names: str) -> dict[str, str]:
     return given
 
 
-def _ask(uri: str, question: Callable[[], T], timeout_s: float | None = _ANSWER_TIMEOUT_S) -> T:
+def _ask(uri: str, question: Callable[[], T], *, limited: bool = True) -> T:
     """The store's answer, or one DataError; no library's own patience counts, which may be many minutes."""
+    timeout_s = _ANSWER_TIMEOUT_S if limited else None
     box: list[Any] = []
 
     def work() -> None:

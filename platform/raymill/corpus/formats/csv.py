@@ -93,7 +93,7 @@ class _Rows:
         self._held: list[Line] = []
         self._held_bytes = 0
         self._back: deque[Line] = deque()
-        self._retries = 0  # since all that was given back was read again
+        self._retries, self._last_failure = 0, -1  # in a row, and how far the last one had read
         self.fault: tuple[str, str] | None = None
 
     def __iter__(self) -> _Rows:
@@ -129,7 +129,8 @@ class _Rows:
         Where one line after the other opens a quote, all of them are forgotten: time stays linear in the file's size.
         """
         offset = self.offset
-        self._retries = self._retries + 1 if self._back else 1
+        self._retries = self._retries + 1 if offset <= self._last_failure else 1
+        self._last_failure = self._held[-1][0]
         if self._retries <= _MAX_RETRIES:
             self._back.extendleft(reversed(self._held[1:]))
         self.begin_row()

@@ -15,7 +15,8 @@ from raymill.corpus.formats.unpack import BrokenFileError, chunks
 from raymill.corpus.limits import ReadLimits
 from raymill.corpus.sources import SourceFile
 
-_BETWEEN = b" \t\r\n,"
+_VALUE = re.compile(rb"[^\s,]")
+_VALUE_OR_END = re.compile(rb"[^\s,\]]")  # in the one array a closing bracket is its own
 _MARKS = re.compile(rb'["{}\[\]\\]')
 _IN_STRING = re.compile(rb'["\\]')
 _OPEN, _CLOSE, _QUOTE, _ESCAPE = b"{[", b"}]", ord('"'), ord("\\")
@@ -89,18 +90,15 @@ class _Scan:
         return self.begin, taken, fault
 
     def _skip(self, chunk: bytes, at: int) -> int:
-        """To the next value, past spaces, commas and the brackets of the one array."""
-        while at < len(chunk):
-            byte = chunk[at]
-            if byte in _BETWEEN or (self._array and byte == ord("]")):
-                at += 1
-            elif byte == ord("[") and not self._seen:
-                self._array = self._seen = True
-                at += 1
-            else:
+        """Where the next value begins, past spaces, commas and the brackets of the one array."""
+        while (found := (_VALUE_OR_END if self._array else _VALUE).search(chunk, at)) is not None:
+            at = found.start()
+            if self._seen or chunk[at] != ord("["):
                 self._seen = True
-                break
-        return at
+                return at
+            self._array = self._seen = True
+            at += 1
+        return len(chunk)
 
     def _find_end(self, chunk: bytes, at: int) -> tuple[int, bool]:
         """(end of the value in this chunk, whether it ends there)."""

@@ -61,9 +61,11 @@ def _find_begin(file: SourceFile, block: int, limits: ReadLimits, stop: int) -> 
 
     None: at `stop` or behind it. Later blocks never begin earlier, which is all that the cutting rests on.
     """
+    if block == 0:
+        return 0
     at = block * _BLOCK_SEGMENTS * limits.segment_bytes
-    first = next_line(file, at, stop)
-    if first is None or first == 0 or first >= at + limits.segment_bytes:
+    first = next_line(file, at, stop) if at < file.size_bytes else None
+    if first is None or first >= at + limits.segment_bytes:
         return first
     near = first + limits.segment_bytes
     for offset, line, fault in lines_from(file, first, near, limits.max_document_bytes):
