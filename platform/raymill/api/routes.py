@@ -46,9 +46,9 @@ from raymill.telemetry.metrics import (
     Metrics,
     resident_bytes,
 )
+from raymill.tokenizer.chat import Message, render_chat
 from raymill.tokenizer.tokenizer import Tokenizer
 from raymill.tokenizer.training import IM_END
-from raymill.tokenizer.chat import Message, render_chat
 
 _CHARS_PER_TOKEN = 32
 """A prompt of more characters than this times the context cannot fit; it is refused before it is encoded."""
