@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raymill.corpus.document import Record
+from raymill.corpus.document import Document, Record
 from raymill.corpus.readers import ReadLimits, read
 from raymill.corpus.sources import Source, group, list_files
 
@@ -103,6 +103,17 @@ def test_every_single_byte_as_the_border_of_two_ranges(tmp_path: Path, name: str
     for border in range(1, file.size_bytes):
         parts = (replace(file, stop=border), replace(file, start=border, stop=file.size_bytes))
         assert [record for part in parts for record in read(part, LIMITS)] == whole, border
+
+
+@pytest.mark.parametrize("length", [*range(9_300, 9_700, 40), *range(9_590, 9_612), 9_900, 20_000])
+def test_a_line_that_ends_near_the_beginning_of_a_block(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "a.txt"  # blocks begin at 4800, 9600, ...
+    path.write_bytes(b"x" * length + b"\nshort\nlines\n\nand more\n" + b"of them\n" * 2000)
+    limits = ReadLimits(300, 1 << 20)
+    whole = read_cut(path, 1 << 40, limits)
+    assert "".join(record.text for record in whole if isinstance(record, Document)) == path.read_text()
+    for shard_bytes in (100, 4800, 5000, 9600):
+        assert read_cut(path, shard_bytes, limits) == whole
 
 
 def test_text_is_whole_after_any_cutting(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raymill.corpus.sources import Source, SourceFile, fingerprint, group
+from raymill.corpus.sources import Source, SourceFile, fingerprint, group, name_sources
 from raymill.corpus.sources import list_files as list_sources
 from raymill.errors import DataError, UsageError
 
@@ -123,3 +123,28 @@ def test_a_folder_that_cannot_be_listed_is_told(folder: Path, monkeypatch: pytes
         list_files([str(folder)])
     with pytest.raises(DataError, match="File name too long"):
         list_files(["x" * 300])
+
+
+def test_a_plain_string_is_short_for_a_path() -> None:
+    source = Source.model_validate("builtin:python")
+    assert source == Source(path="builtin:python")
+
+
+def test_names_are_short_and_no_two_are_equal() -> None:
+    paths = [
+        "builtin:python",
+        "s3://box/wiki/*.jsonl?scheme=http",
+        "data/wiki",
+        "data/books.jsonl.gz",
+        "hf://datasets/a/b",
+    ]
+    sources = [Source(path=path) for path in paths] + [Source(path="x", name="wiki-2"), Source(path="wiki/")]
+    assert name_sources(sources) == ("python", "wiki", "wiki-3", "books", "b", "wiki-2", "wiki-4")
+    with pytest.raises(UsageError, match="two sources are named same"):
+        name_sources([Source(path="a", name="same"), Source(path="b", name="same")])
+
+
+def test_settings_override_what_the_ending_says(tmp_path: Path) -> None:
+    (tmp_path / "rows.dat").write_text("{}")
+    (file,) = list_sources([Source(path=str(tmp_path), format="jsonl", kind="code", name="n")])
+    assert (file.format, file.kind, file.source, file.name) == ("jsonl", "code", "n", "rows.dat")

@@ -137,7 +137,6 @@ def list_files(sources: Sequence[Source]) -> list[SourceFile]:
     Raises UsageError for a path that does not exist and DataError for a source that holds no file we can read, that may
     not be listed, or that has a file whose name is not UTF-8.
     """
-    sources = [Source.model_validate(source) for source in sources]
     files: list[SourceFile] = []
     seen: set[str] = set()
     for source, name in zip(sources, name_sources(sources), strict=True):

@@ -1,7 +1,7 @@
 """jsonl: one document per line; a line that is no record is lost alone.
 
 A document's id ends in the byte at which its line begins, so it does not depend on how the file was cut. Costs, in
-records of 3 kB: 350 MB/s plain.
+records of 3 kB: 450 MB/s plain, 190 in .gz, 320 in .zst.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A document ends at the first blank line past `segment_bytes`, or at a line end at twice that size. Cutting begins anew at
 every 16th segment's worth of bytes (a block), so a range of a file can be read without what stands before it and any
-cutting of the file into ranges gives the same documents. A packed file is one block. Costs: 300 MB/s.
+cutting of the file into ranges gives the same documents. A packed file is one block. Costs: 400 MB/s.
 """
 
 from __future__ import annotations

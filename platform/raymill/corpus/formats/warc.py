@@ -4,7 +4,7 @@ A range of a plain file owns the records that begin in it, found by their first 
 .warc.gz owns the members that begin in it. Other records (requests, metadata, pictures) are no text and are passed over.
 One that lies about its length, or is damaged, is lost alone: reading goes on at the next first line or member. Of a
 .warc.gz, offsets and ids are those of the members in the file as it is stored, which no cutting changes. `keep` may name
-url, date and any header in lower case. Memory: one record. Costs: pages what their extractor takes, other text 150 MB/s.
+url, date and any header in lower case. Memory: one record. Costs: pages what their extractor takes, other text 290 MB/s, 85 in .gz.
 """
 
 from __future__ import annotations
