@@ -13,16 +13,15 @@ import codecs
 import logging
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from raymill.corpus.limits import Extractor
 from raymill.corpus.repair import join_surrogates
 from raymill.errors import UsageError
-
-Extractor = Literal["resiliparse", "trafilatura"]
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),

@@ -53,6 +53,7 @@ LIVE = False
 
 _LIBRARIES = ("ftfy", "numba", "numpy", "orjson", "py3langid", "pyarrow", "ray", "resiliparse")
 """Libraries that a document's fate depends on."""
+_REDACTED = "redacted_"
 
 
 class Config(Settings):
@@ -80,6 +81,10 @@ class Config(Settings):
     """Prose with fewer words is dropped as too_short."""
     min_sentences: Annotated[int, Field(ge=0, le=1000)] = 3
     """Prose with fewer sentences is dropped as few_sentences (c4_page)."""
+    min_letter_share: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Prose with a smaller share of words that hold a letter is few_letters; marks count as words (gopher_quality)."""
+    require_terminal_punctuation: bool = False
+    """Cut lines of prose that end in no . ? ! or quotation mark (c4_lines)."""
     drop_curly_brackets: bool = False
     """Drop prose that holds a curly bracket, C4's sign of code in a web page (c4_page)."""
     bad_words: BadWords | None = None
@@ -192,6 +197,7 @@ def _recipe(config: Config, work: Path) -> Recipe:
             min_words=config.min_words,
             min_sentences=config.min_sentences,
             drop_curly_brackets=config.drop_curly_brackets,
+            require_terminal_punctuation=config.require_terminal_punctuation,
         ),
         bad_words=config.bad_words,
         evaluation=evaluation,
@@ -248,17 +254,19 @@ def _split(shards: int, finish: Finish, inputs: Inputs, cluster: Cluster) -> Non
 
 def _card(config: Config, name: str, files: list[SourceFile], decision: Decision, made: SplitReport) -> dict[str, Any]:
     from raymill.corpus.card import Findings, InputFile, Lineage, build_card
-    from raymill.corpus.filters import REASONS
+    from raymill.corpus.reasons import MEANINGS
 
-    account = decision.account
-    redacted = {key.removeprefix("redacted_"): count for key, count in account.changed.items() if "redacted_" in key}
+    account = decision.account.to_json()
+    changed = account["changed"]
+    redacted = {name: changed.pop(name) for name in list(changed) if name.startswith(_REDACTED)}
+    changed["augmented_copies"] = sum(file["copies"] for file in made.files)
     findings = Findings(
         samples=decision.samples,
         groups=made.volumes(),
         lengths_before=decision.lengths,
         lengths_after=made.lengths,
         cluster_sizes=decision.cluster_sizes,
-        pii=redacted,
+        pii={name.removeprefix(_REDACTED): count for name, count in redacted.items()},
     )
     values = config.model_dump(mode="json")
     lineage = Lineage(
@@ -268,7 +276,7 @@ def _card(config: Config, name: str, files: list[SourceFile], decision: Decision
         code_version=__version__,
         library_versions={library: version(library) for library in _LIBRARIES},
     )
-    return build_card(name, account.to_json(), REASONS, findings, lineage)
+    return build_card(name, account, MEANINGS, findings, lineage)
 
 
 def _check_enough(account: Account) -> None:
@@ -289,7 +297,7 @@ def _fix(account: Account) -> str:
         "too_short": "lower prepare.min_words, or give longer documents",
         "too_long": "raise prepare.max_document_mib, or cut the documents",
         "empty": "give files that hold text",
-    }.get(reason, "give other text, or keep everything with prepare.quality_rules: false and near_duplicates: false")
+    }.get(reason, "give other text, or keep everything with prepare.rules: [] and near_duplicates: false")
 
 
 def _figures(account: Account, files: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-ZSTD_LIMIT_BYTES = 8 << 20
+ZSTD_LIMIT_BYTES = 2 << 20
 
 
 def unigram_bits_per_byte(train_counts: NDArray[np.int64], val_counts: NDArray[np.int64], val_text_bytes: int) -> float:
@@ -22,14 +22,11 @@ def unigram_bits_per_byte(train_counts: NDArray[np.int64], val_counts: NDArray[n
 
 
 def zstd_bits_per_byte(texts: Iterable[str], level: int = 19) -> float:
-    """Compressed bits per byte of the texts one after the other, at most the first 8 MiB of them (5 s)."""
-    compressor = zstandard.ZstdCompressor(level=level).compressobj()
-    read_bytes = packed_bytes = 0
+    """Compressed bits per byte of the texts one after the other, at most the first 2 MiB of them (1 s, 30 MB)."""
+    data = bytearray()
     for text in texts:
-        data = text.encode()[: ZSTD_LIMIT_BYTES - read_bytes]
-        read_bytes += len(data)
-        packed_bytes += len(compressor.compress(data))
-        if read_bytes == ZSTD_LIMIT_BYTES:
+        data += text.encode()
+        if len(data) >= ZSTD_LIMIT_BYTES:
             break
-    packed_bytes += len(compressor.flush())
-    return 8 * packed_bytes / read_bytes
+    del data[ZSTD_LIMIT_BYTES:]
+    return 8 * len(zstandard.ZstdCompressor(level=level).compress(data)) / len(data)
