@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from itertools import islice, product
 
 import pytest
 
+from raymill.corpus import filters
 from raymill.corpus.document import Kind
 from raymill.corpus.filters import REASONS, Rules, RuleSet, Verdict, judge
 
@@ -127,6 +129,21 @@ def test_min_words_counts_no_punctuation() -> None:
     assert judge(text, "prose", Rules(quality, min_words=16)).reason is None
 
 
+@pytest.mark.parametrize("text", ["Hi.", "Hi.\nHi.\nHi.", "ha " * 49, "a b\n\n" * 20])
+def test_a_short_text_is_too_short_whatever_else_it_is(text: str) -> None:
+    assert judge(text, "prose", RULES).reason == "too_short"
+    assert judge(text, "prose", Rules(frozenset({"gopher_repetition"}))).reason not in (None, "too_short")
+
+
+def test_min_letter_share(prose: Prose) -> None:
+    """Nine of twelve words hold a letter: the others are a number, a comma and a full stop."""
+    text = re.sub(" every", ", every", prose(0))
+    quality: frozenset[RuleSet] = frozenset({"gopher_quality"})
+    assert judge(text, "prose", Rules(quality)).reason == "few_letters"
+    assert judge(text, "prose", Rules(quality, min_letter_share=0.75)).reason is None
+    assert judge(text, "prose", Rules(quality, min_letter_share=0.76)).reason == "few_letters"
+
+
 def test_min_sentences(prose: Prose) -> None:
     assert judge(prose(0), "prose", Rules(min_sentences=24)).reason is None
     assert judge(prose(0), "prose", Rules(min_sentences=25)).reason == "few_sentences"
@@ -140,6 +157,28 @@ def test_notices_are_cut_and_counted(prose: Prose) -> None:
     assert verdict.text == prose(0).replace("\n\n", "\n", 1)
     assert judge(text, "prose", Rules(cut_notices=False)).text == text
     assert judge("\n".join(notices), "prose", RULES).reason == "empty"
+
+
+def test_notices_are_those_of_a_search_of_every_line(prose: Prose) -> None:
+    """Hints in lines of their own, several in one, at both ends of the text, and none that speaks across lines."""
+    parts = [
+        "Cookies",
+        "we use cookies",
+        "javascript",
+        "is required",
+        "policy",
+        "privacy policy",
+        "TERMS OF USE",
+        "\u0130\u03a3",
+    ]
+    draw = random.Random(3)
+    for _ in range(300):
+        lines = [" ".join(draw.choices(parts, k=draw.randint(0, 3))) for _ in range(draw.randint(1, 6))]
+        kept = [line for line in lines if not filters._NOTICE.search(line.lower())]
+        text = "\n".join([*lines, "End"])
+        verdict = judge(text, "prose", Rules(frozenset({"c4_page"}), min_sentences=0))
+        cut = len(lines) - len(kept)
+        assert verdict == Verdict(None, "\n".join([*kept, "End"]).strip("\n") if cut else text, cut), text
 
 
 def test_prose_about_javascript_stays_whole(prose: Prose) -> None:

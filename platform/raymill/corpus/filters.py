@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from raymill.corpus import pages, repetition
 from raymill.corpus.document import Kind
-from raymill.corpus.measures import Bytes, Seen, count_repeats, measure_code, new_seen, trim
+from raymill.corpus.measures import Bytes, Hashes, Seen, count_repeats, measure_code, new_seen, trim
 from raymill.corpus.words import Facts, WordSplitter
 
 RuleSet = Literal["gopher_repetition", "gopher_quality", "c4_lines", "c4_page", "fineweb"]
@@ -34,7 +35,7 @@ REASONS = {
     "symbols": "over one # or ellipsis per ten words",
     "bullets": "over 90 % of lines begin with a bullet or a dash",
     "ellipsis_lines": "over 30 % of lines end with an ellipsis",
-    "few_letters": "under 80 % of words hold a letter; in code, under 25 % of characters are letters",
+    "few_letters": "under `min_letter_share` of words hold a letter; in code, under 25 % of characters are letters",
     "few_stop_words": "under two of: the be to of and that have with",
     "repeated_lines": "over 30 % of lines, or 20 % of characters (code: 30 %), are in lines that stood before",
     "repeated_paragraphs": "over 30 % of paragraphs, or 20 % of characters, are in paragraphs that stood before",
@@ -55,14 +56,13 @@ REASONS = {
 """Every reason a readable document can be dropped for."""
 
 _WORD_REASONS = {
-    repetition.TOO_SHORT: "too_short",
     repetition.TOO_LONG: "too_long",
     repetition.WORD_LENGTH: "word_length",
     repetition.SYMBOLS: "symbols",
     repetition.FEW_LETTERS: "few_letters",
     repetition.FEW_STOP_WORDS: "few_stop_words",
 }
-_BEFORE_LISTS = (repetition.TOO_SHORT, repetition.TOO_LONG, repetition.WORD_LENGTH, repetition.SYMBOLS)
+_BEFORE_LISTS = (repetition.TOO_LONG, repetition.WORD_LENGTH, repetition.SYMBOLS)
 _PHRASE_REASONS = {repetition.FREQUENT: "frequent_phrase", repetition.REPEATED: "repeated_phrases"}
 _PAGE_REASONS = {pages.LOREM_IPSUM: "lorem_ipsum", pages.CURLY_BRACKET: "curly_bracket"}
 _FINEWEB_REASONS = {
@@ -75,6 +75,8 @@ _NOTICE = re.compile(
     r"javascript.{0,40}\b(?:enabled?|disabled|browser|required)\b|\b(?:enable|requires|turn on)\b.{0,20}javascript"
     r"|terms of use|privacy policy|cookie policy|uses cookies|use of cookies|use cookies"
 )
+_HINTS = ("javascript", "cookies", "policy", "terms of use")
+"""One of them stands in every notice."""
 _GENERATED = re.compile(r"auto-?generated|automatically generated|generated (?:by|from)|do not (?:edit|modify)")
 _HEADER_LINES = 5
 _KEPT_PLACES = 1 << 20
@@ -87,10 +89,9 @@ class Rules:
     sets: frozenset[RuleSet] = DEFAULT_RULES
     """None: only empty documents are dropped, code too."""
     min_words: int = 50
-    """Prose with fewer words, punctuation not counted, is `too_short`.
-
-    Texts of under some 25 words are mostly a `frequent_phrase` of the repetition rules: any phrase fills them.
-    """
+    """Prose with fewer words, punctuation not counted, is `too_short`, whatever else is wrong with it."""
+    min_letter_share: float = 0.8
+    """Prose with a smaller share of words, punctuation included, that hold a letter is `few_letters`."""
     min_sentences: int = 3
     """Prose with fewer sentences is `few_sentences`; each line is one or more. Web pages: 5."""
     drop_curly_brackets: bool = False
@@ -145,20 +146,27 @@ class _ProseJudge:
                 data = text.encode()
                 array = np.frombuffer(data, np.uint8)
                 marks = pages.Marks(*pages.scan_marks(array))
-        reason = None
-        if "gopher_repetition" in rules.sets and marks.line_feeds:
-            reason = self._judge_repeated_lines(array, len(text), marks)
-        if reason:
-            return Verdict(reason, text, removed_lines)
         hashes, facts = self._splitter.split(array)
+        reason, quality = None, "gopher_quality" in rules.sets
+        # Before the repetition rules: in a text of a few words any phrase is frequent, and that tells nobody anything.
+        if quality and repetition.is_short(facts, rules.min_words):
+            return Verdict("too_short", text, removed_lines)
         if "gopher_repetition" in rules.sets:
-            code = repetition.judge_phrases(hashes, facts, len(text), self._seen_for(len(facts)))
-            reason = _PHRASE_REASONS.get(code)
-        if not reason and "gopher_quality" in rules.sets:
-            reason = _judge_quality(array, facts, marks, rules.min_words)
+            reason = self._judge_repetition(array, len(text), marks, hashes, facts)
+        if not reason and quality:
+            reason = _judge_quality(array, facts, marks, rules)
         if reason or rules.sets.isdisjoint(_PAGE_SETS):
             return Verdict(reason, text, removed_lines)
         return self._judge_page(Verdict(None, text, removed_lines), array, facts, marks, rules)
+
+    def _judge_repetition(
+        self, array: Bytes, text_chars: int, marks: pages.Marks, hashes: Hashes, facts: Facts
+    ) -> str | None:
+        reason = self._judge_repeated_lines(array, text_chars, marks) if marks.line_feeds else None
+        if not reason:
+            code = repetition.judge_phrases(hashes, facts, text_chars, self._seen_for(len(facts)))
+            reason = _PHRASE_REASONS.get(code)
+        return reason
 
     def _judge_repeated_lines(self, array: Bytes, text_chars: int, marks: pages.Marks) -> str | None:
         seen = self._seen_for(marks.line_feeds + 2)
@@ -211,8 +219,8 @@ class _ProseJudge:
 _PAGE_SETS: frozenset[RuleSet] = frozenset({"c4_lines", "c4_page", "fineweb"})
 
 
-def _judge_quality(array: Bytes, facts: Facts, marks: pages.Marks, min_words: int) -> str | None:
-    code = repetition.judge_words(facts, marks.hashes, marks.ellipses, min_words)
+def _judge_quality(array: Bytes, facts: Facts, marks: pages.Marks, rules: Rules) -> str | None:
+    code = repetition.judge_words(facts, marks.hashes, marks.ellipses, rules.min_letter_share)
     if code not in _BEFORE_LISTS:
         lines, bullets, ellipses = pages.count_marked_lines(array)
         if bullets / lines > 0.9:
@@ -240,6 +248,24 @@ def _judge_code(text: str) -> str | None:
 
 
 def _cut_notices(text: str) -> tuple[str, int]:
+    """Looks only at lines that hold a hint: nearly all lines of the few texts that come here hold none."""
+    lowered = text.lower()
+    if not any(_NOTICE.search(lowered, *line) for line in _hinted_lines(lowered)):
+        return text, 0
     lines = text.split("\n")
-    kept = [line for line in lines if not _NOTICE.search(line.lower())]
+    kept = [line for line in lines if not _is_notice(line.lower())]
     return "\n".join(kept).strip("\n"), len(lines) - len(kept)
+
+
+def _hinted_lines(text: str) -> Iterator[tuple[int, int]]:
+    """Start and end of lines with a hint; one with several kinds of them comes again."""
+    for hint in _HINTS:
+        at = text.find(hint)
+        while at >= 0:
+            start, end = text.rfind("\n", 0, at) + 1, text.find("\n", at)
+            yield start, end if end >= 0 else len(text)
+            at = text.find(hint, end) if end >= 0 else -1
+
+
+def _is_notice(line: str) -> bool:
+    return any(hint in line for hint in _HINTS) and _NOTICE.search(line) is not None

@@ -16,7 +16,7 @@ from raymill.corpus.measures import Hashes, find_or_add, mix, slot_mask
 from raymill.corpus.words import Facts
 
 FREQUENT, REPEATED = 1, 2
-TOO_SHORT, TOO_LONG, WORD_LENGTH, SYMBOLS, FEW_LETTERS, FEW_STOP_WORDS = range(1, 7)
+TOO_LONG, WORD_LENGTH, SYMBOLS, FEW_LETTERS, FEW_STOP_WORDS = range(1, 6)
 _TOP_LIMITS = (0.20, 0.18, 0.16)
 """Share of characters in the commonest phrase of 2, 3 and 4 words."""
 _REPEATED_LIMITS = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)
@@ -107,8 +107,19 @@ def _repeated_chars(size: Any, words: Any, power: Any, seen: Any, hash_sums: Has
 
 
 @njit(cache=True)
-def judge_words(facts: Facts, marks: Any, ellipses: Any, min_words: Any) -> Any:
-    """The first of Gopher's rules on words that a document breaks, or 0. `marks`: how many #."""
+def is_short(facts: Facts, min_words: Any) -> bool:
+    """Whether fewer words than that, punctuation not counted, or none at all. Stops counting at enough."""
+    visible = 0
+    for index in range(len(facts)):
+        visible += facts[index] & 1
+        if visible >= min_words and visible > 0:
+            return False
+    return True
+
+
+@njit(cache=True)
+def judge_words(facts: Facts, marks: Any, ellipses: Any, min_letter_share: Any) -> Any:
+    """The first of Gopher's other rules on words that a document breaks, or 0. `marks`: how many #."""
     visible, visible_chars, with_letter, stops = 0, np.int64(0), 0, 0
     for index in range(len(facts)):
         fact = facts[index]
@@ -118,15 +129,13 @@ def judge_words(facts: Facts, marks: Any, ellipses: Any, min_words: Any) -> Any:
         with_letter += (fact >> 1) & 1
         stops |= 1 << ((fact >> 8) & 15)
     words = len(facts)
-    if visible < min_words or visible == 0:
-        return TOO_SHORT
     if visible > 100_000:
         return TOO_LONG
     if visible_chars / visible < 3 or visible_chars / visible > 10:
         return WORD_LENGTH
     if marks / words > 0.1 or ellipses / words > 0.1:
         return SYMBOLS
-    if with_letter / words < 0.8:
+    if with_letter / words < min_letter_share:
         return FEW_LETTERS
     kinds = 0
     for stop in range(1, 9):
