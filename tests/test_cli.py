@@ -236,7 +236,7 @@ def test_text_too_small_for_one_batch(folder: Path) -> None:
         text = f"Text number {number} has a few plain words.\n" * 5
         (folder / "texts" / f"{number}.txt").write_text(text)
     (folder / "texts" / "one.txt").unlink()
-    keep = ("--set", "prepare.quality_rules=false", "--set", "prepare.near_duplicates=false")
+    keep = ("--set", "prepare.rules=[]", "--set", "prepare.near_duplicates=false")
     done = raymill(folder, "run", "job.yaml", *keep)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.startswith("error: the train split is too small for one batch") and "hint: " in done.stderr

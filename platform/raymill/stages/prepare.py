@@ -34,7 +34,16 @@ from raymill.corpus.limits import Extractor
 from raymill.corpus.normalize import Normalization
 from raymill.corpus.pii import Pii
 from raymill.corpus.segments import Segmentation
-from raymill.corpus.sources import BUILTIN_PYTHON, InputShard, Source, SourceFile, fingerprint, group, list_files
+from raymill.corpus.sources import (
+    BUILTIN_PYTHON,
+    InputShard,
+    Source,
+    SourceFile,
+    fingerprint,
+    group,
+    list_files,
+    name_sources,
+)
 from raymill.errors import DataError
 from raymill.stages.contract import Demand, Inputs
 
@@ -154,7 +163,7 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     write_atomic(goal / "rejected.jsonl", "".join(lines))
     figures = _figures(decision.account, made.files)
     write_atomic(goal / "index.json", json.dumps({"files": made.files}, indent=1) + "\n")
-    card = _card(config, inputs.run_folder.name, listed, decision, made)
+    card = _card(config, listed, decision, made)
     write_atomic(goal / "card.json", json.dumps(card, indent=1) + "\n")
     write_atomic(goal / "card.html", render_card(card))
     return inputs.publish("prepare", GIVES, config, _summary(decision.account, figures), figures)
@@ -196,6 +205,7 @@ def _recipe(config: Config, work: Path) -> Recipe:
             sets=frozenset(config.rules),
             min_words=config.min_words,
             min_sentences=config.min_sentences,
+            min_letter_share=config.min_letter_share,
             drop_curly_brackets=config.drop_curly_brackets,
             require_terminal_punctuation=config.require_terminal_punctuation,
         ),
@@ -252,7 +262,7 @@ def _split(shards: int, finish: Finish, inputs: Inputs, cluster: Cluster) -> Non
         inputs.draft.checkpoint_clock()
 
 
-def _card(config: Config, name: str, files: list[SourceFile], decision: Decision, made: SplitReport) -> dict[str, Any]:
+def _card(config: Config, files: list[SourceFile], decision: Decision, made: SplitReport) -> dict[str, Any]:
     from raymill.corpus.card import Findings, InputFile, Lineage, build_card
     from raymill.corpus.reasons import MEANINGS
 
@@ -276,7 +286,7 @@ def _card(config: Config, name: str, files: list[SourceFile], decision: Decision
         code_version=__version__,
         library_versions={library: version(library) for library in _LIBRARIES},
     )
-    return build_card(name, account, MEANINGS, findings, lineage)
+    return build_card(", ".join(name_sources(config.sources)), account, MEANINGS, findings, lineage)
 
 
 def _check_enough(account: Account) -> None:
