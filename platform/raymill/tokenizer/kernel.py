@@ -3,7 +3,7 @@
 In: the bytes of all documents one after the other and where each begins. Out: their ids, one flat array. The text is
 cut into pieces (words, numbers, marks, white space) as the tokenizer's regular expression would cut it; 98 % of all
 pieces were met before and their ids lie in a table; the others are merged pair by pair, lowest rank first, or go back to
-the caller where the model is not a BPE. Costs 60-100 MB/s per core; memory is bounded whatever the text: the tables
+the caller where the model is not a BPE. Costs 50-100 MB/s per core; memory is bounded whatever the text: the tables
 below forget, and 1 MB of one letter is merged with a heap.
 
 All loops stand in this one file because numba's cache on disk looks at the time stamp of the calling file only: a change
@@ -111,7 +111,7 @@ def _trailing_zeros(typing: Any, word: Any) -> Any:
 
 
 @njit(cache=True)
-def _look(data: Bytes, at: int, end: int, classes: Bytes) -> tuple[Any, int]:
+def _look(data: Bytes, at: int, end: int, classes: Bytes) -> tuple[Any, Any]:
     """Class and width of the character at a place. Bytes that are no UTF-8 are OTHER, one each."""
     byte = np.int64(data[at])
     if byte < 0x80:
@@ -126,7 +126,7 @@ def _look(data: Bytes, at: int, end: int, classes: Bytes) -> tuple[Any, int]:
 
 
 @njit(cache=True)
-def _run(data: Bytes, at: int, end: int, classes: Bytes, kind: Any) -> int:
+def _run(data: Bytes, at: int, end: int, classes: Bytes, kind: Any) -> Any:
     """Where a run of characters of one class ends."""
     while at < end:
         found, width = _look(data, at, end, classes)
@@ -137,7 +137,7 @@ def _run(data: Bytes, at: int, end: int, classes: Bytes, kind: Any) -> int:
 
 
 @njit(cache=True)
-def _contraction(data: Bytes, at: int, end: int, fold: bool) -> int:
+def _contraction(data: Bytes, at: int, end: int, fold: bool) -> Any:
     """Where 's 't 'm 'd 're 've 'll ends, looking behind the apostrophe; 0: there is none.
 
     With `fold` in any case, where U+017F, the long s, is an s.
@@ -158,7 +158,7 @@ def _contraction(data: Bytes, at: int, end: int, fold: bool) -> int:
 
 
 @njit(cache=True)
-def _spaces(data: Bytes, at: int, end: int, classes: Bytes, keep_lines: bool) -> int:
+def _spaces(data: Bytes, at: int, end: int, classes: Bytes, keep_lines: bool) -> Any:
     """Where white space is cut: behind its last line break, else before its last character if a word follows."""
     start, last, line_end = at, at, 0
     while at < end:
@@ -175,7 +175,7 @@ def _spaces(data: Bytes, at: int, end: int, classes: Bytes, keep_lines: bool) ->
 
 
 @njit(cache=True)
-def _words_stop(data: Bytes, at: int, end: int, classes: Bytes) -> int:
+def _words_stop(data: Bytes, at: int, end: int, classes: Bytes) -> Any:
     """Where the piece at a place ends, as Llama 3 cuts."""
     kind, width = _look(data, at, end, classes)
     after = at + width
@@ -200,7 +200,7 @@ def _words_stop(data: Bytes, at: int, end: int, classes: Bytes) -> int:
 
 
 @njit(cache=True)
-def _gpt2_stop(data: Bytes, at: int, end: int, classes: Bytes) -> int:
+def _gpt2_stop(data: Bytes, at: int, end: int, classes: Bytes) -> Any:
     """Where the piece at a place ends, as GPT-2 cuts."""
     kind, width = _look(data, at, end, classes)
     after = at + width
@@ -218,7 +218,7 @@ def _gpt2_stop(data: Bytes, at: int, end: int, classes: Bytes) -> int:
 
 
 @njit(cache=True)
-def _stop(data: Bytes, at: int, end: int, classes: Bytes, cut: int) -> int:
+def _stop(data: Bytes, at: int, end: int, classes: Bytes, cut: int) -> Any:
     if cut == CUT_WORDS:
         return _words_stop(data, at, end, classes)
     if cut == CUT_GPT2:
@@ -227,7 +227,7 @@ def _stop(data: Bytes, at: int, end: int, classes: Bytes, cut: int) -> int:
 
 
 @njit(cache=True)
-def _chopped(data: Bytes, at: int, stop: int, chop_chars: int, classes: Bytes) -> int:
+def _chopped(data: Bytes, at: int, stop: int, chop_chars: int, classes: Bytes) -> Any:
     """The end of a piece's first so many characters."""
     for _ in range(chop_chars):
         if at >= stop:
@@ -237,7 +237,7 @@ def _chopped(data: Bytes, at: int, stop: int, chop_chars: int, classes: Bytes) -
 
 
 @njit(cache=True)
-def _slot(pieces: Pieces, data: Bytes, start: int, length: int) -> int:
+def _slot(pieces: Pieces, data: Bytes, start: int, length: int) -> Any:
     """The slot of a byte string: its own or the free one where it would go."""
     value = np.uint64(length)
     for place in range(start, start + length):
@@ -259,7 +259,7 @@ def _slot(pieces: Pieces, data: Bytes, start: int, length: int) -> int:
 
 
 @njit(cache=True)
-def _copy_known(pieces: Pieces, data: Bytes, start: int, length: int, ids: Ids, out: int) -> int:
+def _copy_known(pieces: Pieces, data: Bytes, start: int, length: int, ids: Ids, out: int) -> Any:
     """Writes the ids of a byte string and says how many; 0: it is not there."""
     found = pieces.slots[_slot(pieces, data, start, length)]
     if not found:
@@ -303,7 +303,7 @@ def put_all(pieces: Pieces, data: Bytes, offsets: Numbers, ids: Ids) -> None:
 
 
 @njit(cache=True)
-def _pair_place(pairs: Words, pair: Any) -> int:
+def _pair_place(pairs: Words, pair: Any) -> Any:
     """Where a pair stands, or the free place where it would go."""
     mask = len(pairs) // 2 - 1
     place = np.int64(((pair ^ (pair >> _MIX)) * _K0) >> _HALF) & mask
@@ -330,7 +330,7 @@ def _merge(pairs: Words, left: Any, right: Any) -> Any:
 
 
 @njit(cache=True)
-def _merge_by_scan(tables: Tables, data: Bytes, start: int, length: int, ids: Ids, out: int, ranks: Words) -> int:
+def _merge_by_scan(tables: Tables, data: Bytes, start: int, length: int, ids: Ids, out: int, ranks: Words) -> Any:
     """Writes the ids of a short piece, the best pair found by looking at all of them."""
     for index in range(length):
         ids[out + index] = tables.byte_ids[data[start + index]]
@@ -357,7 +357,7 @@ def _merge_by_scan(tables: Tables, data: Bytes, start: int, length: int, ids: Id
 
 
 @njit(cache=True)
-def _push(heap: Words, size: int, value: Any) -> int:
+def _push(heap: Words, size: int, value: Any) -> Any:
     place = size
     while place > 0 and heap[(place - 1) >> 1] > value:
         heap[place] = heap[(place - 1) >> 1]
@@ -367,7 +367,7 @@ def _push(heap: Words, size: int, value: Any) -> int:
 
 
 @njit(cache=True)
-def _pop(heap: Words, size: int) -> int:
+def _pop(heap: Words, size: int) -> Any:
     """Takes the smallest, which is heap[0], away."""
     size -= 1
     value, place = heap[size], 0
@@ -386,7 +386,7 @@ def _pop(heap: Words, size: int) -> int:
 
 
 @njit(cache=True)
-def _merge_by_heap(tables: Tables, data: Bytes, start: int, length: int, ids: Ids, out: int) -> int:
+def _merge_by_heap(tables: Tables, data: Bytes, start: int, length: int, ids: Ids, out: int) -> Any:
     """Writes the ids of a long piece in n log n: a heap of (rank, place), a linked list of what is left.
 
     An entry whose place has merged meanwhile is told by its rank, which is no longer that of the pair there.
@@ -426,11 +426,12 @@ def _merge_by_heap(tables: Tables, data: Bytes, start: int, length: int, ids: Id
             merge = _merge(tables.pairs, token[left], token[place])
             if merge != _NO_MERGE:
                 size = _push(heap, size, (merge >> _HALF) << _HALF | np.uint64(left))
-    count, place = 0, 0
-    while place >= 0:
-        ids[out + count] = token[place]
+    count = 0
+    standing: Any = 0
+    while standing >= 0:
+        ids[out + count] = token[standing]
         count += 1
-        place = after[place]
+        standing = after[standing]
     return count
 
 
@@ -453,7 +454,7 @@ def _key(data: Bytes, start: int, length: int) -> tuple[Any, Any]:
 
 
 @njit(cache=True)
-def _bucket(short: Words, low: Any, high: Any) -> int:
+def _bucket(short: Words, low: Any, high: Any) -> Any:
     value = (low ^ (low >> _HALF)) * _K0 ^ (high + _K2) * _K1
     value ^= value >> _MIX
     return np.int64((value * _K2) >> _HALF) & (len(short) // 8 - 1)
@@ -478,7 +479,7 @@ def remember(tables: Tables, data: Bytes, start: int, length: int, ids: Ids, out
 
 
 @njit(cache=True)
-def _resolve(tables: Tables, data: Bytes, start: int, length: int, ids: Ids, out: int, ranks: Words) -> int:
+def _resolve(tables: Tables, data: Bytes, start: int, length: int, ids: Ids, out: int, ranks: Words) -> Any:
     """Writes the ids of a piece that is not in the short table and says how many; 0: the caller must find them."""
     if length <= _LONG_BYTES:
         count = _copy_known(tables.long, data, start, length, ids, out)
@@ -504,7 +505,7 @@ def _letters(word: Any) -> Any:
 
 
 @njit(cache=True)
-def _word_bytes(data: Bytes, at: int, end: int, lead: Any) -> int:
+def _word_bytes(data: Bytes, at: int, end: int, lead: Any) -> Any:
     """Bytes of a word of fewer than 16 ASCII letters with its leading mark, if any; 0: it is no such word.
 
     Sixteen bytes at once; what is not found here is found by the slow way.
@@ -514,7 +515,7 @@ def _word_bytes(data: Bytes, at: int, end: int, lead: Any) -> int:
     stops = ~_letters(_load(data, at)) & _TOP_BITS
     if lead == 2:
         stops &= ~_FIRST_TOP
-    length = np.int64(8)
+    length: Any = np.int64(8)
     if stops:
         length = np.int64(_trailing_zeros(stops) >> _THREE)
     else:

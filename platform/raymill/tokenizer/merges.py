@@ -37,7 +37,7 @@ class Pairs(NamedTuple):
     """Hash table: number of the pair plus one; 0 is free."""
     key: NDArray[np.uint64]
     """Left id and right id."""
-    count: Numbers
+    counts: Numbers
     head: Places
     tail: Places
     """First and last of its occurrences; -1: none."""
@@ -75,7 +75,7 @@ def _room(size: int) -> Pairs:
     return Pairs(
         slots=np.zeros(1 << (2 * pairs).bit_length(), np.int32),
         key=np.empty(pairs, np.uint64),
-        count=np.empty(pairs, np.int64),
+        counts=np.empty(pairs, np.int64),
         head=np.empty(pairs, np.int32),
         tail=np.empty(pairs, np.int32),
         place=np.empty(most, np.int32),
@@ -89,7 +89,7 @@ def _room(size: int) -> Pairs:
 
 
 @njit(cache=True)
-def _number(pairs: Pairs, left: Any, right: Any, add: bool) -> int:
+def _number(pairs: Pairs, left: Any, right: Any, add: bool) -> Any:
     """The number of a pair; -1: it is not known and is not added, or there is no room."""
     key = np.uint64(left) << _HALF | np.uint64(right)
     mask = len(pairs.slots) - 1
@@ -104,7 +104,7 @@ def _number(pairs: Pairs, left: Any, right: Any, add: bool) -> int:
         return -1
     pairs.used[_PAIRS] += 1
     pairs.slots[slot] = number + 1
-    pairs.key[number], pairs.count[number] = key, 0
+    pairs.key[number], pairs.counts[number] = key, 0
     pairs.head[number] = pairs.tail[number] = -1
     return number
 
@@ -115,7 +115,7 @@ def _note(pairs: Pairs, left: Any, right: Any, place: int, count: int) -> None:
     number = _number(pairs, left, right, True)
     if number < 0:
         return
-    pairs.count[number] += count
+    pairs.counts[number] += count
     occurrence = pairs.used[_OCCURRENCES]
     pairs.used[_OCCURRENCES] += 1
     pairs.place[occurrence], pairs.following[occurrence] = place, -1
@@ -135,7 +135,7 @@ def _forget(pairs: Pairs, left: Any, right: Any, count: int) -> None:
     """One place less."""
     number = _number(pairs, left, right, False)
     if number >= 0:
-        pairs.count[number] -= count
+        pairs.counts[number] -= count
 
 
 @njit(cache=True)
@@ -145,7 +145,7 @@ def _before(pairs: Pairs, count: int, number: int, other_count: int, other: int)
 
 @njit(cache=True)
 def _push(pairs: Pairs, number: int) -> None:
-    counts, numbers, count = pairs.heap_count, pairs.heap_pair, pairs.count[number]
+    counts, numbers, count = pairs.heap_count, pairs.heap_pair, pairs.counts[number]
     at = pairs.used[_WAITING]
     pairs.used[_WAITING] += 1
     while at > 0:
@@ -181,13 +181,13 @@ def _push_touched(pairs: Pairs) -> None:
     for index in range(pairs.used[_TOUCHED]):
         number = pairs.touched[index]
         pairs.is_touched[number] = False
-        if pairs.count[number] > 0:
+        if pairs.counts[number] > 0:
             _push(pairs, number)
     pairs.used[_TOUCHED] = 0
 
 
 @njit(cache=True)
-def _token_slot(text: Bytes, spans: Numbers, slots: Places, start: int, length: int, inside: bool) -> int:
+def _token_slot(text: Bytes, spans: Numbers, slots: Places, start: int, length: int, inside: bool) -> Any:
     """The slot of a token of these bytes, or the free one where it would go. spans: start, length, inside by token."""
     value = np.uint64(inside)
     for at in range(start, start + length):
@@ -232,18 +232,18 @@ def _merge_everywhere(
             links[2 * after] = at
             _forget(pairs, right, symbols[after], count)
             _note(pairs, merged, symbols[after], at, count)
-    pairs.count[number] = 0
+    pairs.counts[number] = 0
 
 
 @njit(cache=True)
-def _length(at: int, links: Places, end: int) -> int:
+def _length(at: int, links: Places, end: int) -> Any:
     """Bytes of the symbol at a place."""
     after = links[2 * at + 1]
     return (after if after >= 0 else end) - at
 
 
 @njit(cache=True)
-def _standing(pairs: Pairs, number: int, symbols: Places, links: Places) -> int:
+def _standing(pairs: Pairs, number: int, symbols: Places, links: Places) -> Any:
     """A place where the pair stands."""
     left = np.int32(pairs.key[number] >> _HALF)
     right = np.int32(pairs.key[number] & _LOW_HALF)
@@ -286,8 +286,8 @@ def _learn(
     while made < tokens and merges < len(rows) and pairs.used[_WAITING]:
         count, number = pairs.heap_count[0], pairs.heap_pair[0]
         _drop_first(pairs)
-        if count != pairs.count[number]:
-            if pairs.count[number] > 0:
+        if count != pairs.counts[number]:
+            if pairs.counts[number] > 0:
                 _push(pairs, number)
             continue
         if count < least_count:

@@ -2,7 +2,7 @@
 
 A tokenizer is trained here (training.py) or brought from elsewhere. Special ids are control: only code inserts them.
 Text that spells `<|endoftext|>` is encoded letter by letter, whoever made the tokenizer.
-Costs: `encode_flat` 60-100 MB/s per core where the kernel knows the tokenizer, which is so for all that are trained here,
+Costs: `encode_flat` 50-100 MB/s per core where the kernel knows the tokenizer, which is so for all that are trained here,
 else the library's 1-5 MB/s; `encode` is for a single short text; decoding needs no more than a table of bytes.
 """
 

@@ -9,7 +9,9 @@ bytes, nothing is unknown.
     word       whole words of the cut below; a word that was not learned is spelled in bytes
     char       single characters; one that was not learned is spelled in bytes
 
-Costs per core: bpe, wordpiece and word 2-4 MB/s of text, unigram 0.3 MB/s, char 10 MB/s.
+All but unigram are a function of the texts alone, and bpe learns the merges that the `tokenizers` library would. Unigram is
+trained by that library, which visits words in another order each time: two trainings differ in a few pieces.
+Costs per core: bpe and wordpiece 17 MB/s of a 64 MB sample, word 30, char 13, unigram 0.8.
 """
 
 from __future__ import annotations
