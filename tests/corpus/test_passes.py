@@ -236,7 +236,7 @@ def test_the_inputs_are_known_by_their_hash(sources: Path, tmp_path: Path) -> No
     assert set(inputs) == {path.name for path in sources.iterdir()}
 
 
-def test_every_step_drops_for_its_own_reason(tmp_path: Path, prose: Prose) -> None:
+def test_every_step_drops_for_its_own_reason(tmp_path: Path, prose: Prose, code: str) -> None:
     folder = tmp_path / "sources"
     folder.mkdir()
     for seed in range(8):
@@ -245,6 +245,7 @@ def test_every_step_drops_for_its_own_reason(tmp_path: Path, prose: Prose) -> No
     (folder / "evaluation.txt").write_text(prose(20) + "\n\n" + secret)
     (folder / "rude.txt").write_text(prose(21) + "\n\nThe zounds of it.")
     (folder / "french.txt").write_text("Le petit chat de la maison boit du lait sur la table de la cuisine. " * 9)
+    (folder / "french.py").write_text("# Le petit chat de la maison boit du lait\n" + code)
     (folder / "mail.txt").write_text(prose(22) + "\n\nWrite to jane.doe@example.com today.")
     (tmp_path / "test.jsonl").write_text(json.dumps({"question": secret}))
     (tmp_path / "words.txt").write_text("zounds\n")
@@ -263,7 +264,7 @@ def test_every_step_drops_for_its_own_reason(tmp_path: Path, prose: Prose) -> No
     rows = kept(files, tmp_path / "out")
     (mail,) = [row["text"] for row in rows if row["id"] == "mail.txt"]
     assert "jane.doe" not in mail and "<email>" in mail
-    assert {row["language"] for row in rows} == {"en"}
+    assert {row["language"] for row in rows} == {"en", None}, "code has no language"
 
 
 def test_segments_become_documents_with_their_place(tmp_path: Path, prose: Prose) -> None:

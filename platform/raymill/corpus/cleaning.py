@@ -64,7 +64,7 @@ def clean(document: Document, steps: Steps) -> Cleaned:
     changes: dict[str, int] = {}
     document = _mend(document, steps, changes)
     language = None
-    if steps.languages is not None and document.text:
+    if steps.languages is not None and document.text and document.kind != "code":
         language, score = identify(document.text)
         if not steps.languages.keeps(language, score):
             return Cleaned(document, "language", language, changes)

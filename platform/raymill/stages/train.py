@@ -72,9 +72,12 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
         shutil.copyfile(path, folder / path.name)
     figures = _figures(config, work, tokens, cluster.config.roles.train.threads)
     validation = describe_loss(figures["validation_loss_nats"], figures["validation_bits_per_byte"])
+    to_beat = ""
+    if figures["validation_bits_per_byte"] is not None:
+        unigram, zstd = (tokens.figures[f"{name}_bits_per_byte"] for name in ("unigram", "zstd19"))
+        to_beat = f" (unigram {unigram:.3f}, zstd -19 {zstd:.3f})"
     summary = (
-        f"validation {validation} "
-        f"(unigram {tokens.figures['unigram_bits_per_byte']:.3f}, zstd -19 {tokens.figures['zstd19_bits_per_byte']:.3f}); "
+        f"validation {validation}{to_beat}; "
         f"{figures['parameters'] / 1e6:.1f} M parameters, {figures['train_tokens'] / 1e6:.2f} M tokens at "
         f"{figures['tokens_per_s']:,.0f} tokens/s on {config.num_workers} workers"
     )

@@ -1,0 +1,28 @@
+"""What the guides show is read: every YAML block is a valid job, every shipped job too."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from raymill.pipeline import check_file, load_job
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(r"```yaml\n(.*?)```", (ROOT / "platform" / "DATA.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: " ".join(block.split()[:4]))
+def test_a_block_of_the_data_guide_is_a_job(block: str, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("name: guide\n" + block)
+    assert load_job(tmp_path / "job.yaml", []).stages()
+
+
+def test_the_guide_has_blocks() -> None:
+    assert len(BLOCKS) == 4
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)
+def test_a_shipped_job_is_valid(path: Path) -> None:
+    assert check_file(path) == "job"
