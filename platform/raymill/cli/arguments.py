@@ -23,9 +23,7 @@ Set = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option(
-        "--data", metavar="PATH", help="Your text: a file, folder or glob of txt, md, py, jsonl, each also .gz or .zst."
-    ),
+    typer.Option("--data", metavar="PATH", help="Your text: a file, folder, glob or address; see platform/DATA.md."),
 ]
 RunName = Annotated[
     str | None, typer.Argument(metavar="[RUN]", help="Name of the run; may be left out when there is one only.")

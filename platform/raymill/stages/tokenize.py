@@ -46,7 +46,7 @@ class Config(Settings):
     """How text becomes ids."""
 
     model: Model = "bpe"
-    """What the vocabulary is made of: bpe, wordpiece, unigram, char or word; all spell unknown text in bytes."""
+    """What the vocabulary is made of: bpe, wordpiece, unigram (not the same twice), char, word; unknown text in bytes."""
     vocab_size: Annotated[int, Field(ge=259, le=1_000_000)] = 16384
     """Ids in the vocabulary at most: 3 special tokens, 256 bytes, and what is learned. A small corpus gives fewer."""
     sample_mib: Annotated[float, Field(gt=0, le=4096)] = 64
