@@ -94,7 +94,7 @@ def test_parquet_ids_are_rows_of_the_file(read_file: ReadFile) -> None:
 
 
 def test_json_values_end_where_their_brackets_do(read_file: ReadFile) -> None:
-    odd = ['one " and }', 'br]ack}et "quoted" \\', "\\\\", '{"text": "inner"}', "é\n" * 40_000]
+    odd = ['one " and }', 'br]ack}et "quoted" \\', "\\\\", '{"text": "inner"}', "\u00e9\n" * 40_000]
     content = json.dumps([{"text": text, "more": [{"a": [1]}]} for text in odd])
     assert texts(read_file("a.json", content.encode())) == odd
 

@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -31,7 +31,8 @@ Packing = Literal["plain", "gz", "zst"]
 
 BUILTIN_PYTHON = "builtin:python"
 _CODE = "py pyi js mjs ts jsx tsx java c h cc cpp cxx hh hpp cs go rs rb sh bash sql r scala kt swift php lua jl pl hs ml ex clj"
-_FORMATS: dict[str, Format] = {f".{ending}": "code" for ending in _CODE.split()} | {
+_FORMATS: dict[str, Format] = {
+    **dict.fromkeys((f".{ending}" for ending in _CODE.split()), "code"),
     ".txt": "txt", ".md": "md", ".markdown": "md", ".html": "html", ".htm": "html", ".xhtml": "html",
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet", ".warc": "warc", ".wet": "warc",
@@ -228,7 +229,7 @@ def _list_source(source: Source, name: str, prefix: str) -> list[SourceFile]:
     if storage.is_remote(source.path):
         found = storage.list_files(source.path)
         pairs: list[tuple[str, Any]] = [(each.name, each) for each in found]
-        describe = _describe_remote
+        describe: Callable[..., SourceFile | None] = _describe_remote
     else:
         pairs = list(_find(source))
         describe = _describe
@@ -263,8 +264,8 @@ def _list_builtin(source: Source, name: str, prefix: str) -> list[SourceFile]:
     files = []
     for below, path in _walk(root, root):
         if path.suffix == ".py" and not _NOT_STDLIB.intersection(path.relative_to(root).parts):
-            form, kind = ("topics", "prose") if below == _TOPICS else ("code", "code")
-            kind = source.kind or kind
+            form: Format = "topics" if below == _TOPICS else "code"
+            kind: Kind = source.kind or ("prose" if below == _TOPICS else "code")
             files.append(SourceFile(prefix + below, str(path), form, "plain", kind, *_state(path), name, source))
     if not files:
         why = f"{root} has no .py files; this Python was installed without its sources"

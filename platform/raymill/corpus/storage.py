@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pyarrow as pa
@@ -213,8 +213,7 @@ def _ask(uri: str, question: Callable[[], T], *, limited: bool = True) -> T:
     thread.join(timeout_s)
     answer, error = box[0] if box else (None, TimeoutError(f"no answer within {timeout_s:g} s"))
     if error is None:
-        result: T = answer
-        return result
+        return cast(T, answer)
     text = str(error)
     denied = re.search(
         r"ACCESS_DENIED|AccessDenied|HTTP status 40[13]|[Ff]orbidden|InvalidAccessKey|SignatureDoes", text
