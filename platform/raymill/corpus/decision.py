@@ -87,11 +87,10 @@ def _join(ranges: list[tuple[int, str]]) -> str:
 
 def _write_verdicts(folder: Path, signatures: Sequence[Hashes], stays: NDArray[np.bool_], val_fraction: float) -> None:
     by_shard = np.split(stays, np.cumsum([shard.shape[1] for shard in signatures])[:-1])
-    val = choose_val([shard[0][flags] for shard, flags in zip(signatures, by_shard, strict=True)], val_fraction)
+    val = choose_val([shard[0] for shard in signatures], by_shard, val_fraction)
     for index, flags in enumerate(by_shard):
-        verdict = np.full(len(flags), DROPPED, np.uint8)
-        verdict[flags] = np.where(val[index], VAL, TRAIN)
-        save_array(folder / f"verdict-{index:05d}.npy", verdict)
+        verdict = np.where(flags, np.where(val[index], VAL, TRAIN), DROPPED)
+        save_array(folder / f"verdict-{index:05d}.npy", verdict.astype(np.uint8))
 
 
 def _drop_duplicates(

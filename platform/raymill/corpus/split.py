@@ -9,20 +9,24 @@ from numpy.typing import NDArray
 
 from raymill.corpus.measures import Hashes
 
+Flags = NDArray[np.bool_]
 
-def choose_val(hashes: Sequence[Hashes], val_fraction: float) -> list[NDArray[np.bool_]]:
-    """Per shard, True for the documents that go to val: about `val_fraction` of all, and at least one of two or more.
 
-    hashes: per shard, the first 64 bits of each document's text hash. Not all documents go to val either.
+def choose_val(hashes: Sequence[Hashes], stays: Sequence[Flags], val_fraction: float) -> list[Flags]:
+    """Per shard, True for the documents that go to val: about `val_fraction` of those that stay, at least one of two.
+
+    hashes: per shard, the first 64 bits of each document's text hash; they may be memory-mapped. Not all go to val either.
     """
-    val = [shard < np.uint64(val_fraction * 2**64) for shard in hashes]
-    chosen = sum(int(flags.sum()) for flags in val)
-    if sum(map(len, hashes)) < 2:
+    val = [(shard < np.uint64(val_fraction * 2**64)) & there for shard, there in zip(hashes, stays, strict=True)]
+    total, chosen = (sum(int(np.count_nonzero(flags)) for flags in part) for part in (stays, val))
+    if total < 2 or 0 < chosen < total:
         return val
-    if chosen == 0:
-        lowest = min((int(shard.min()), number) for number, shard in enumerate(hashes) if len(shard))[1]
-        val[lowest][np.argmin(hashes[lowest])] = True
-    elif chosen == sum(map(len, hashes)):
-        highest = max((int(shard.max()), number) for number, shard in enumerate(hashes) if len(shard))[1]
-        val[highest][np.argmax(hashes[highest])] = False
+    # The one with the smallest hash goes over, or comes back the one with the largest.
+    ends = [
+        (int(shard[there].min() if chosen == 0 else shard[there].max()), number)
+        for number, (shard, there) in enumerate(zip(hashes, stays, strict=True))
+        if there.any()
+    ]
+    value, number = min(ends) if chosen == 0 else max(ends)
+    val[number][np.flatnonzero(stays[number] & (hashes[number] == np.uint64(value)))[0]] = chosen == 0
     return val

@@ -87,7 +87,9 @@ def read_report(name: str, folder: Path) -> dict[str, Any] | None:
 
 def read_counts(names: Sequence[str], folder: Path) -> NDArray[np.int64]:
     """How often each id occurs in these files together."""
-    counts: NDArray[np.int64] = np.sum([np.load(folder / f"{name}.npy") for name in names], axis=0)
+    counts: NDArray[np.int64] = np.load(folder / f"{names[0]}.npy")
+    for name in names[1:]:
+        counts += np.load(folder / f"{name}.npy")
     return counts
 
 
