@@ -152,7 +152,13 @@ def _ours(bench: Bench, size_mb: float) -> Run:
 def job_settings(source: Path, tokenizer: Path) -> dict[str, object]:
     """The job that ours runs: datatrove's rules and near duplicates, then the given tokenizer."""
     rules = ["gopher_repetition", "gopher_quality", "c4_lines", "c4_page"]
-    prepare = {"sources": [str(source)], "rules": rules, "min_sentences": 5, "drop_curly_brackets": True}
+    prepare = {
+        "sources": [str(source)],
+        "rules": rules,
+        "min_sentences": 5,
+        "require_terminal_punctuation": True,
+        "drop_curly_brackets": True,
+    }
     return {"name": "line", "prepare": prepare, "tokenize": {"tokenizer": str(tokenizer)}}
 
 
