@@ -9,13 +9,14 @@ Costs: publishing and opening read every byte once for sha256 (about 1.5 GB/s on
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -30,6 +31,7 @@ Kind = Literal["corpus", "tokens", "checkpoint", "trials", "scores", "endpoint",
 MANIFEST = "manifest.json"
 WORK = ".work"
 _CLOCK = f"{WORK}/clock"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class FileEntry(Config):
@@ -102,7 +104,8 @@ class Artifact:
 def open_artifact(path: Path, kind: Kind | None = None, *, verify: bool = True) -> Artifact:
     """Opens a published artifact and, unless told otherwise, checks every file's size and sha256.
 
-    Raises ArtifactError naming the first file that is missing, cut or altered.
+    What a kill within `publish` left of the work goes then, too. Raises ArtifactError naming the first file that is
+    missing, cut or altered.
     """
     fix = f"delete {path} and run the job again; it is made anew"
     try:
@@ -119,6 +122,8 @@ def open_artifact(path: Path, kind: Kind | None = None, *, verify: bool = True) 
         raise ArtifactError(f"{path} holds {manifest.kind}, not {kind}", fix=f"name a folder whose stage gives {kind}")
     for entry in manifest.files:
         check_file(path / entry.path, entry, hashed=verify, fix=fix)
+    if verify:
+        shutil.rmtree(path / WORK, ignore_errors=True)
     return Artifact(path, manifest)
 
 
@@ -165,11 +170,26 @@ def open_aside(path: Path, folder: Path | None = None) -> Iterator[IO[bytes]]:
     try:
         with aside.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            with _naming(path):
+                file.flush()
+                os.fsync(file.fileno())
         aside.replace(path)
+    except OSError as error:
+        if error.filename is None and error.errno in _FULL:  # from a write; anything else may be from a read
+            error.filename = str(path)
+        raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What the machine refuses to an open file says which file: the system knows only its number."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def discard(folder: Path) -> None:
@@ -198,7 +218,8 @@ def sync(path: Path) -> None:
     """Makes one file's content, or one folder's list of names, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with _naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -225,15 +246,19 @@ class Draft:
         return self._earlier_s + time.monotonic() - self._started
 
     def checkpoint_clock(self) -> None:
-        """Keeps the seconds worked so far, so that a killed attempt still counts in `duration_s`."""
-        write_atomic(self.path / _CLOCK, json.dumps(self.elapsed_s))
+        """Keeps the seconds worked so far, so that a killed attempt still counts in `duration_s`.
+
+        On a disk that takes nothing more they are lost: it may be called while that is being told.
+        """
+        with suppress(OSError):
+            write_atomic(self.path / _CLOCK, json.dumps(self.elapsed_s))
 
     def publish(
         self, kind: Kind, stage: str, *, config: Config, inputs: dict[str, str], summary: str, figures: dict[str, Any]
     ) -> Artifact:
         """Hashes every file, writes the manifest last, renames the folder into place and removes the work folder."""
         for torn in self.path.rglob(".*.tmp"):  # what a kill left of write_atomic
-            torn.unlink()
+            torn.unlink(missing_ok=True)
         manifest = Manifest(
             kind=kind,
             stage=stage,
@@ -251,7 +276,7 @@ class Draft:
             shutil.rmtree(self.final)
         self.path.rename(self.final)
         sync(self.final.parent)
-        shutil.rmtree(self.final / WORK)
+        shutil.rmtree(self.final / WORK, ignore_errors=True)  # what stays goes when the artifact is opened
         return Artifact(self.final, manifest)
 
     def _read_clock(self) -> float:

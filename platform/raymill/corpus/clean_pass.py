@@ -174,16 +174,22 @@ def is_clean(index: int, folder: Path) -> bool:
 
 
 def _hash_input(file: SourceFile) -> str:
-    """sha256 of a local range; of what an object store holds, the time of its last change."""
+    """sha256 of a local range; of what an object store holds, the time of its last change.
+
+    A file that cannot be read stands in the quarantine; it is no reason to end here.
+    """
     if file.store is not None:
         return f"changed {file.mtime_ns}"
     digest = hashlib.sha256()
     left = file.range_bytes
-    with Path(file.path).open("rb") as data:
-        data.seek(file.start)
-        while left and (step := data.read(min(left, _HASH_STEP_BYTES))):
-            digest.update(step)
-            left -= len(step)
+    try:
+        with Path(file.path).open("rb") as data:
+            data.seek(file.start)
+            while left and (step := data.read(min(left, _HASH_STEP_BYTES))):
+                digest.update(step)
+                left -= len(step)
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
     return digest.hexdigest()
 
 

@@ -180,6 +180,8 @@ def _take_up(work: Path, goal: Path, state: str) -> None:
     mark = work / "sources"
     sweep_asides(goal)
     if not (mark.exists() and mark.read_text() == state):
+        for made in [path for path in goal.iterdir() if path != work]:
+            made.unlink()  # shards that these sources may not have
         discard(work)
         work.mkdir(mode=0o700)
         write_atomic(mark, state)
