@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from raymill.corpus.filters import Rules, judge
-from raymill.corpus.words import CHARS_SHIFT, WordSplitter
+from raymill.corpus.word_facts import CHARS_SHIFT
+from raymill.corpus.words import WordSplitter
 
 Prose = Callable[[int], str]
 RECORDED = json.loads(Path(__file__).with_name("reference.json").read_bytes())

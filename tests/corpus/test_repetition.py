@@ -9,7 +9,7 @@ import numpy as np
 
 from raymill.corpus.measures import mix, new_seen
 from raymill.corpus.repetition import FREQUENT, REPEATED, judge_phrases
-from raymill.corpus.words import CHARS_SHIFT
+from raymill.corpus.word_facts import CHARS_SHIFT
 
 
 def plain_judge(words: list[str], chars: float) -> int:

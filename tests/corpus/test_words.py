@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import random
+import re
+import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from raymill.corpus import words as words_module
 from raymill.corpus.chunks import cut_chunk, exceptions
-from raymill.corpus.words import (
+from raymill.corpus.word_facts import (
     AFTER_SPACES,
     CHARS_SHIFT,
     ENDS_SENTENCE,
     LETTER,
+    POINTS,
     PUNCTUATION,
     STARTS_LINE,
     STOP_SHIFT,
     STOP_WORDS,
     VISIBLE,
-    WordSplitter,
+    facts_of,
 )
+from raymill.corpus.words import WordSplitter
 
 # Recorded from spaCy 3.8.18; words are parted by a blank.
 RECORDED = """
@@ -72,25 +77,112 @@ def random_chunks(count: int) -> list[str]:
         body = "".join(draw.choice(parts) + draw.choice(list("-.,')\"?;:")) for _ in range(draw.randint(0, 3)))
         end = draw.choice(["", ".", "..", ",", ").", "'.", '."', "!)", ":)", "))", "'s"])
         chunks.append(draw.choice(["", "(", '"', "'"]) + body + draw.choice(draw.choice([parts, fixed])) + end)
+    links = [
+        "a",
+        "b.",
+        "co",
+        ".com",
+        "\u00e9",
+        ".\u043c\u0438\u0440",
+        "9",
+        "10",
+        ".",
+        "@",
+        "/",
+        ":",
+        ":80",
+        "-",
+        "_",
+        "://",
+        "?",
+        "B",
+        "\u0661",
+    ]
+    links += [
+        "1.2.3.4",
+        "US$",
+        "C$",
+        "km/h",
+        "m\u00b2",
+        "---",
+        "\u2014\u2014",
+        "...",
+        "'s",
+        "\u2019S",
+        "\u00b0F",
+        "\u05b0",
+        "\U00020000",
+        "\U00050000",
+    ]
+    chunks += ["".join(draw.choices(links, k=draw.randint(2, 9))) for _ in range(count)]
     return [chunk for chunk in chunks if chunk]
 
 
 def test_the_compiled_loop_cuts_as_the_plain_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when what it remembers is forgotten all the time."""
-    monkeypatch.setattr(words_module, "_SLOTS", 1 << 10)
+    monkeypatch.setattr(words_module, "_LEARNED_CHUNKS", 1 << 9)
+    monkeypatch.setattr(words_module, "_LEARNED_WORDS", 1 << 11)
+    assert_cut_as_plain_rules(random_chunks(4000))
+
+
+def test_the_chunks_of_real_text_too() -> None:
+    """Sources hold addresses, names with dots, brackets and quotations of all kinds."""
+    sources = [path.read_text(errors="replace") for path in sorted(Path(random.__file__).parent.glob("*.py"))[::12]]
+    chunks = sorted({chunk for text in sources for chunk in text.split()})
+    assert len(chunks) > 10_000
+    assert_cut_as_plain_rules(chunks)
+
+
+def assert_cut_as_plain_rules(chunks: list[str]) -> None:
     splitter = WordSplitter()
     hash_of: dict[str, int] = {}
-    for chunk in random_chunks(4000):
+    for chunk in chunks:
         words = cut_chunk(chunk)
         assert "".join(words) == chunk
         hashes, facts = split(splitter, chunk)
-        assert [fact >> CHARS_SHIFT for fact in facts] == [len(word) for word in words], (chunk, words)
-        assert [hash_of.setdefault(word, value) for word, value in zip(words, hashes, strict=True)] == hashes
-        for word, fact in zip(words, facts, strict=True):
-            assert bool(fact & LETTER) == any(map(str.isalpha, word)), chunk
-            assert fact >> STOP_SHIFT & 15 == (STOP_WORDS.index(word) + 1 if word in STOP_WORDS else 0), chunk
-            assert bool(fact & ENDS_SENTENCE) == (word in list(".!?\u3002")), chunk
+        assert facts == [facts_of(word) for word in words], (chunk, words)
+        assert [hash_of.setdefault(word, value) for word, value in zip(words, hashes, strict=True)] == hashes, chunk
     assert len(set(hash_of.values())) == len(hash_of)
+
+
+def test_facts() -> None:
+    for word in [
+        "a",
+        "of",
+        "Of",
+        "\u00e9t\u00e9",
+        "\u65e5",
+        "42",
+        ".",
+        "\u3002",
+        "--",
+        "-a",
+        "\u0661",
+        "\U0001f600",
+        "\U0010ffff",
+        "+",
+        "\x00",
+    ]:
+        fact = facts_of(word)
+        assert fact >> CHARS_SHIFT == len(word)
+        assert bool(fact & LETTER) == any(map(str.isalpha, word)), word
+        assert bool(fact & ENDS_SENTENCE) == (word in list(".\u3002")), word
+        assert bool(fact & PUNCTUATION) == all(unicodedata.category(char)[0] == "P" for char in word), word
+        assert bool(fact & VISIBLE) == (word not in [".", "\u3002", "--", "+", "\x00"]), word
+        assert fact >> STOP_SHIFT & 15 == (STOP_WORDS.index(word) + 1 if word in STOP_WORDS else 0), word
+    for point in range(POINTS, 0x110000):
+        assert not chr(point).isalpha() and unicodedata.category(chr(point))[0] != "P"
+
+
+def test_only_odd_addresses_are_left_to_the_plain_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cost 30 times as much as the compiled loops."""
+    left: list[str] = []
+    monkeypatch.setattr(words_module, "cut_chunk", lambda chunk: left.append(chunk) or cut_chunk(chunk))
+    odd = ["10.0.0.1:80/a", "v1.2.3.4", "a.co:\u0661\u0662", "\u00e9ab.c://a.bc"]
+    text = " ".join([*(chunk for chunk, _ in recorded()), *random_chunks(300), *odd])
+    split(WordSplitter(), text)
+    assert set(odd) <= set(left)
+    assert all("." in chunk and re.search(r"\.\d+\.\d+\.|[^\x00-\x7f]", chunk) for chunk in left), left
 
 
 def test_flags() -> None:
@@ -119,3 +211,5 @@ def test_long_chunks_cost_no_more_than_their_length() -> None:
     assert len(split(splitter, "a@b." * 50_000)[0]) == 2
     assert len(split(splitter, "." * 200_000)[0]) == 1
     assert len(split(splitter, "a-" * 600_000 + "b")[0]) == 1_200_001
+    for chunk in ["a@b-" * 200_000 + "c.1.2.3.4", ".a" * 200_000 + "/" + ":)" * 200_000]:
+        assert split(splitter, chunk)[1] == [facts_of(word) for word in cut_chunk(chunk)]

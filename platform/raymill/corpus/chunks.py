@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -26,7 +26,7 @@ _MARKS = (
     "\u2026,:;!?\u00bf\u061f\u00a1()[]{}<>_#*&\u3002\uff1f\uff01\uff0c\u3001\uff1b\uff1a\uff5e\u00b7\u0964\u060c\u06d4\u061b"
     "\u066a"
 )
-_CURRENCY_SIGNS = "$\u00a3\u20ac\u00a5\u0e3f\ufdfc\u20a0-\u20bf"
+_CURRENCY_SIGNS = "24 A3 A5 E3F FDFC 20A0-20BF"
 _HYPHENS = "-|\u2013|\u2014|--|---|\u2014\u2014|~"
 _LENGTHS = "km m dm cm mm \u043a\u043c \u043c \u0434\u043c \u0441\u043c \u043c\u043c"
 """Units that may be squared or cubed."""
@@ -89,9 +89,23 @@ _WHOLE = (
     "\u2014 ' '' \\\") <space> C++ \u00e4. \u00f6. \u00fc."
 )
 
+_SYMBOLS_END = 0x20000
 _MAY_BE_ADDRESS = re.compile(r"\.[^\W\dA-Z_]{2}|\.\d+\.\d+\.\d")
 Words = tuple[str, ...]
 _LONGEST_SUFFIX = 5
+
+
+class Classes(NamedTuple):
+    """Code points of the characters that the rules name."""
+
+    letter: frozenset[int]
+    lower: frozenset[int]
+    upper: frozenset[int]
+    symbol: frozenset[int]
+    mark: frozenset[int]
+    quote: frozenset[int]
+    sign: frozenset[int]
+    """Of a currency."""
 
 
 class _Tables(NamedTuple):
@@ -102,7 +116,7 @@ class _Tables(NamedTuple):
     suffix: re.Pattern[str]
     infix: re.Pattern[str]
     host: re.Pattern[str]
-    joined: dict[tuple[str, ...], Words]
+    joined: dict[Words, Words]
     """Words that the marks part and that belong together, such as the two marks of a smile."""
     joined_heads: frozenset[Words]
     """The first two of each."""
@@ -118,6 +132,11 @@ def cut_chunk(chunk: str) -> list[str]:
 def exceptions() -> dict[str, Words]:
     """Chunks of fixed words."""
     return _tables().exceptions
+
+
+def joined() -> dict[Words, Words]:
+    """Words that belong together after the marks have parted them."""
+    return _tables().joined
 
 
 @cache
@@ -244,7 +263,30 @@ def code_points(ranges: str) -> Iterator[int]:
         yield from range(int(first, 16), int(last or first, 16) + 1)
 
 
-def _class(points: Iterator[int] | list[int]) -> str:
+@cache
+def classes() -> Classes:
+    cased, uncased = list(code_points(_CASED)), frozenset(code_points(_UNCASED))
+    by_case = {case: {point for point in cased if unicodedata.category(chr(point)) == case} for case in ("Ll", "Lu")}
+    young = frozenset(code_points(_YOUNG_SYMBOLS))
+    return Classes(
+        uncased.union(cased),
+        uncased | by_case["Ll"],
+        uncased | by_case["Lu"],
+        frozenset(p for p in range(_SYMBOLS_END) if unicodedata.category(chr(p)) == "So" and p not in young),
+        frozenset(map(ord, _MARKS)),
+        frozenset(map(ord, _QUOTES)),
+        frozenset(code_points(_CURRENCY_SIGNS)),
+    )
+
+
+@cache
+def units() -> tuple[str, ...]:
+    """What may follow a number without a blank."""
+    squared = (length + power for length in _LENGTHS.split() for power in ("", "\u00b2", "\u00b3"))
+    return (*_UNITS.split(), *squared)
+
+
+def _class(points: Iterable[int]) -> str:
     """The inside of a character class of a regular expression."""
     pairs: list[list[int]] = []
     for point in sorted(points):
@@ -256,18 +298,9 @@ def _class(points: Iterator[int] | list[int]) -> str:
 
 
 def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    cased, uncased = list(code_points(_CASED)), list(code_points(_UNCASED))
-    letter = _class(cased + uncased)
-    lower = _class([point for point in cased if unicodedata.category(chr(point)) == "Ll"] + uncased)
-    upper = _class([point for point in cased if unicodedata.category(chr(point)) == "Lu"] + uncased)
-    young = set(code_points(_YOUNG_SYMBOLS))
-    symbol = _class([p for p in range(0x110000) if unicodedata.category(chr(p)) == "So" and p not in young])
-    marks, quotes = re.escape(_MARKS), re.escape(_QUOTES)
-    lengths, others = _LENGTHS.split(), _UNITS.split()
-    powers = ("", "\u00b2", "\u00b3")
-    unit = "|".join(map(re.escape, [*others, *(length + power for length in lengths for power in powers)]))
-    sign = f"[{_CURRENCY_SIGNS}]"
-    prefix = rf"[\u00a7%=\u2014\u2013{marks}{quotes}{_CURRENCY_SIGNS}{symbol}]|\+(?![0-9])|(?:US|C|A)\$"
+    letter, lower, upper, symbol, marks, quotes, signs = map(_class, classes())
+    unit, sign = "|".join(map(re.escape, units())), f"[{signs}]"
+    prefix = rf"[\u00a7%=\u2014\u2013{marks}{quotes}{signs}{symbol}]|\+(?![0-9])|(?:US|C|A)\$"
     suffix = (
         rf"(?:[{marks}{quotes}{symbol}\u2014\u2013]|\u2026\u2026|['\u2019][sS]"
         rf"|(?<=[0-9])(?:\+|{sign}|(?:US|C|A)\$|{unit})|(?<=\u00b0[FfCcKk])\."

@@ -22,7 +22,8 @@ import numpy as np
 from raymill.corpus import pages, repetition
 from raymill.corpus.document import Kind
 from raymill.corpus.measures import Bytes, Hashes, Seen, count_repeats, measure_code, new_seen, trim
-from raymill.corpus.words import Facts, WordSplitter
+from raymill.corpus.word_facts import Facts
+from raymill.corpus.words import WordSplitter
 
 RuleSet = Literal["gopher_repetition", "gopher_quality", "c4_lines", "c4_page", "fineweb"]
 DEFAULT_RULES: frozenset[RuleSet] = frozenset({"gopher_repetition", "gopher_quality", "c4_page"})

@@ -13,7 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from raymill.corpus.measures import Bytes, count_chars, find_or_add, hash_bytes, slot_mask, space_width, trim
-from raymill.corpus.words import AFTER_SPACES, ENDS_SENTENCE, PUNCTUATION, STARTS_LINE, TERMINAL_MARKS, Facts
+from raymill.corpus.word_facts import AFTER_SPACES, ENDS_SENTENCE, PUNCTUATION, STARTS_LINE, TERMINAL_MARKS, Facts
 
 LOREM_IPSUM, CURLY_BRACKET = 1, 2
 FEW_ENDED_LINES, SHORT_LINES, REPEATED_LINES, LIST_OF_LINES = range(1, 5)

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from raymill.corpus.measures import Hashes, find_or_add, mix, slot_mask
-from raymill.corpus.words import Facts
+from raymill.corpus.word_facts import Facts
 
 FREQUENT, REPEATED = 1, 2
 TOO_LONG, WORD_LENGTH, SYMBOLS, FEW_LETTERS, FEW_STOP_WORDS = range(1, 6)
