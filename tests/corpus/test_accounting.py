@@ -1,4 +1,4 @@
-"""Records = kept + dropped + quarantined, or the program stops."""
+"""Records and further pieces = kept + dropped + quarantined, or the program stops."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from raymill.corpus.accounting import Account
 
 
 def account() -> Account:
-    return Account(10, 5, Counter(too_short=2, symbols=2), Counter(nul=1), removed_lines=4)
+    dropped, quarantined = Counter(too_short=2, symbols=2), Counter(nul=1)
+    return Account(8, 2, 5, dropped, quarantined, Counter(removed_lines=4))
 
 
 def test_a_gap_is_found() -> None:
     account().check()
     lost = account()
     lost.kept -= 1
-    with pytest.raises(AssertionError, match="10 records came in, 9 are accounted for"):
+    with pytest.raises(AssertionError, match="8 records came in, 9 are placed"):
         lost.check()
 
 
@@ -28,7 +29,8 @@ def test_sums_and_moves_stay_exact() -> None:
     total.drop_kept("exact_duplicate", 3)
     total.drop_kept("near_duplicate", 0)
     total.check()
-    assert (total.records, total.kept, total.removed_lines) == (20, 7, 8)
+    assert (total.records, total.pieces, total.kept) == (16, 4, 7)
+    assert total.changed == {"removed_lines": 8}
     assert total.dropped == {"too_short": 4, "symbols": 4, "exact_duplicate": 3}
 
 
