@@ -5,7 +5,8 @@ are the same. What is cut: marks before and after a word, units and currency aft
 and full stops between letters, contractions ("can't" is "ca" and "n't"); web addresses, emoticons and abbreviations stay
 whole. The words of a chunk do not depend on its neighbours: `corpus.words` remembers them.
 Left out, with no effect on English: Arabic units; an emoticon whose marks white space parts is not looked at.
-Costs about 10 us per chunk, linear in its length; the tables are built at the first call (50 ms).
+Costs about 17 us per chunk, linear in its length; the tables are built at the first call (0.1 s). What runs for nearly
+every chunk is `corpus.cutting`, compiled loops of the same rules: a rule that changes here changes there.
 """
 
 from __future__ import annotations

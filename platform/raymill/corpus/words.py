@@ -4,7 +4,7 @@ The words are those of spaCy's blank English tokenizer, which the field's filter
 between white space is cut, `corpus.cutting` does so in compiled loops; here are the two shortcuts that save most of it.
 The plain chunks (letters or digits, then at most one mark) are cut in passing, and how any other was cut is remembered.
 Nothing of a word is kept but its hash, its length and a few flags. Costs 110 MB/s per core, 0.6 us more for a chunk that
-is seen for the first time and is not plain, 0.1 s for the tables of a thread, and 13 MB of memory.
+is seen for the first time and is not plain, 0.2 s for the tables, and 13 MB of memory per thread.
 """
 
 from __future__ import annotations
