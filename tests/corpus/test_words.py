@@ -115,6 +115,7 @@ def random_chunks(count: int) -> list[str]:
         "\U00050000",
     ]
     chunks += ["".join(draw.choices(links, k=draw.randint(2, 9))) for _ in range(count)]
+    chunks += ["a.com:8/b", "a.com:88/b", "a.com:123456/b", "a.com:88", "x@a.com:8/b"]
     return [chunk for chunk in chunks if chunk]
 
 
