@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -166,7 +167,8 @@ def open_aside(path: Path, folder: Path | None = None) -> Iterator[IO[bytes]]:
 
     A kill leaves at most `.<name>.<pid>.tmp`; `sweep_asides` removes those.
     """
-    aside = (folder or path.parent) / f".{path.name}.{os.getpid()}.tmp"
+    # Containers on one disk share process ids, so chance tells their writers apart.
+    aside = (folder or path.parent) / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
         with aside.open("wb") as file:
             yield file

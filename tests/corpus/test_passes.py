@@ -331,5 +331,81 @@ def test_augmented_copies_stand_behind_their_documents_in_train_only(tmp_path: P
     report = json.loads(files["report.json"])
     assert sum(entry["copies"] for entry in report["files"]) == len(train) // 2
     assert sum("queen" in row["text"] for row in train) == len(train) // 2
+    assert sum(row[3] for row in report["groups"]) == 20, "the card counts documents, not copies"
     assert val and not any("queen" in row["text"] for row in val)
     assert json.loads(files["account.json"])["kept"] == 20
+
+
+def test_a_long_prompt_makes_no_task_a_duplicate(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    system = " ".join(f"Rule {n} of this house is kept by each of us every day." for n in range(20))
+    talks = [[("system", system), ("user", f"What is {n} and {n}?"), ("assistant", f"{2 * n}.")] for n in range(30)]
+    talks += [talks[3], [("system", system), ("assistant", "What is 4 and 4?"), ("assistant", "8.")]]
+    lines = [json.dumps({"messages": [{"role": role, "content": text} for role, text in talk]}) for talk in talks]
+    (tmp_path / "in" / "chat.jsonl").write_text("\n".join(lines))
+    account = json.loads(make(tmp_path / "in", tmp_path / "out")["account.json"])
+    assert (account["kept"], account["dropped"]) == (31, {"exact_duplicate": 1}), "who says it makes a difference"
+
+
+def test_code_keeps_its_repeated_lines(tmp_path: Path, code: str) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        (tmp_path / "in" / f"{number}.py").write_text(code.replace("circle", f"circle_{'abcd'[number] * 9}"))
+    recipe = replace(RECIPE, repeats="line", near_duplicates=False)
+    rows = kept(make(tmp_path / "in", tmp_path / "out", recipe=recipe), tmp_path / "out")
+    assert len(rows) == 4
+    for row in rows:
+        compile(row["text"], row["id"], "exec")
+        assert "return width * height" in row["text"]
+
+
+def test_segments_of_a_document_stay_on_one_side(tmp_path: Path, prose: Prose) -> None:
+    (tmp_path / "in").mkdir()
+    for seed in range(40):
+        (tmp_path / "in" / f"{seed}.txt").write_text(prose(seed))
+    recipe = replace(RECIPE, segmentation=Segmentation(method="window", size_chars=400, overlap_chars=200))
+    recipe = replace(recipe, near_duplicates=False)
+    files = make(tmp_path / "in", tmp_path / "out", recipe=recipe)
+    sides = [
+        {row["id"].partition("[")[0] for row in documents(files, tmp_path / "out", split)} for split in ("train", "val")
+    ]
+    assert sides[1] and not sides[0] & sides[1]
+
+
+def test_what_is_shown_of_dropped_documents(tmp_path: Path, prose: Prose) -> None:
+    (tmp_path / "in").mkdir()
+    for seed in range(3):
+        (tmp_path / "in" / f"{seed}.txt").write_text(prose(seed))
+    (tmp_path / "in" / "short.txt").write_text("Write to jane.doe@example.com.")
+    (tmp_path / "in" / "rude.txt").write_text("Zounds! " + prose(9))
+    (tmp_path / "words.txt").write_text("zounds\n")
+    recipe = changed(bad_words=BadWords(words=str(tmp_path / "words.txt")), pii=Pii())
+    samples = json.loads(make(tmp_path / "in", tmp_path / "out", recipe=recipe)["rejected.json"])
+    assert {sample["id"]: sample["text"] for sample in samples} == {"short.txt": "Write to <email>.", "rude.txt": ""}
+
+
+def test_rules_see_the_text_before_its_spelling_is_changed(tmp_path: Path, prose: Prose) -> None:
+    (tmp_path / "in").mkdir()
+    for seed in range(3):
+        (tmp_path / "in" / f"{seed}.txt").write_text(prose(seed))
+    recipe = changed(normalization=Normalization(lowercase=True, strip_punctuation=True, stop_words="en"))
+    rows = kept(make(tmp_path / "in", tmp_path / "out", recipe=recipe), tmp_path / "out")
+    assert len(rows) == 3
+    assert not any(mark in row["text"] for row in rows for mark in (".", "The", " the "))
+
+
+def test_english_stop_words_are_asked_of_english_only(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    nouns = "Haus Garten Stadt Wasser Berg Kirche Wagen Sonne Winter Baum Vogel Brot Lampe Tisch".split()
+    verbs = "liegt steht wartet schweigt leuchtet altert verschwindet gedeiht".split()
+    for seed in range(3):
+        draw = random.Random(seed)
+        lines = [
+            " ".join([draw.choice(nouns), draw.choice(verbs), "neben", draw.choice(nouns), draw.choice(nouns).lower()])
+            for _ in range(60)
+        ]
+        (tmp_path / "in" / f"{seed}.txt").write_text(".\n".join(lines))
+    files = make(tmp_path / "in", tmp_path / "plain")
+    assert json.loads(files["account.json"])["dropped"] == {"few_stop_words": 3}
+    recipe = changed(languages=Languages(keep=("de",), min_score=0.5))
+    assert len(kept(make(tmp_path / "in", tmp_path / "told", recipe=recipe), tmp_path / "told")) == 3

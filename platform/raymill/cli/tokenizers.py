@@ -39,20 +39,26 @@ def compare(
         ),
     ] = None,
     vocab_size: Annotated[
-        int, typer.Option("--vocab-size", min=515, help="Vocabulary of the kinds learned here.")
+        int, typer.Option("--vocab-size", min=259, help="Vocabulary of the kinds learned here.")
     ] = 8192,
+    end_token: Annotated[
+        str | None, typer.Option("--end-token", metavar="NAME", help="The token of your files that ends a document.")
+    ] = None,
     sample_mib: Annotated[
         float, typer.Option("--sample-mib", min=0.1, max=1024, help="Text read of each source, MiB.")
     ] = 8,
 ) -> None:
     """Bytes per token, tokens per word by source, speed and how much of the vocabulary is used."""
     from raymill.corpus.sources import BUILTIN_PYTHON
+    from raymill.errors import DataError
     from raymill.tokenizer.compare import compare as compare_tokenizers
 
     texts = _sample(data or [BUILTIN_PYTHON], int(sample_mib * 2**20))
+    if not texts:
+        raise DataError("there is no document in the text", where="--data", fix="name files that hold text")
     learned = [text for source in texts.values() for place, text in enumerate(source) if place % _HELD_OUT]
     held_out = {name: source[::_HELD_OUT] for name, source in texts.items()}
-    _print(compare_tokenizers({name: _get(name, learned, vocab_size) for name in names}, held_out))
+    _print(compare_tokenizers({name: _get(name, learned, vocab_size, end_token) for name in names}, held_out))
 
 
 def _sample(paths: Sequence[str], sample_bytes: int) -> dict[str, list[str]]:
@@ -79,19 +85,22 @@ def _sample(paths: Sequence[str], sample_bytes: int) -> dict[str, list[str]]:
     return texts
 
 
-def _get(name: str, texts: Sequence[str], vocab_size: int) -> Tokenizer:
+def _get(name: str, texts: Sequence[str], vocab_size: int, end_token: str | None) -> Tokenizer:
     from typing import get_args
 
     from raymill.errors import UsageError
     from raymill.tokenizer.tokenizer import Tokenizer
-    from raymill.tokenizer.training import Model
+    from raymill.tokenizer.training import Model, smallest_vocab
 
     if name in get_args(Model):
+        least = smallest_vocab(name)  # type: ignore[arg-type]
+        if vocab_size < least:
+            raise UsageError(f"a vocabulary of {vocab_size} is too small for {name}", fix=f"give at least {least}")
         return Tokenizer.train(texts, vocab_size, name)  # type: ignore[arg-type]
     if not Path(name).exists():
         kinds = ", ".join(get_args(Model))
         raise UsageError(f"there is no tokenizer {name}", fix=f"name a tokenizer.json, or a kind to learn: {kinds}")
-    return Tokenizer.bring(Path(name))
+    return Tokenizer.bring(Path(name), end_token)
 
 
 def _print(rows: Sequence[Row]) -> None:

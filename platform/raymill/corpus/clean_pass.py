@@ -2,6 +2,7 @@
 
     clean-N.parquet                documents, in reading order (table.py)
     clean-N.npy                    their signatures, one column per document (dedup.py)
+    origins-N.npy                  hash of each one's text, or of the document it is a segment of: decides its split
     blocks-N.npy, lengths-N.npy    hashes of their lines or paragraphs and how many each document has (only if asked)
     quarantine-N.jsonl             records that hold no text
     clean-N.json                   the account; written last: where it lies the shard is done
@@ -27,7 +28,7 @@ from raymill.artifact import open_aside, write_atomic
 from raymill.corpus.accounting import Account
 from raymill.corpus.blocks import Unit, hash_blocks
 from raymill.corpus.card import Lengths
-from raymill.corpus.cleaning import Steps, clean
+from raymill.corpus.cleaning import Steps, clean, make_excerpt
 from raymill.corpus.dedup import SIGNATURE_WIDTH, sign
 from raymill.corpus.document import Document, Record, Unreadable
 from raymill.corpus.limits import ReadLimits
@@ -40,7 +41,6 @@ from raymill.corpus.table import Rows, describe_parts, open_writer, schema_of
 Samples = dict[str, list[dict[str, Any]]]
 """A few dropped documents by reason."""
 SAMPLES_PER_REASON = 5
-_EXCERPT_CHARS = 300
 _ROW_GROUP_BYTES = 4 << 20
 _HASH_STEP_BYTES = 1 << 20
 
@@ -89,6 +89,7 @@ class _Shard:
         self._samples: Samples = {}
         self._lengths = Lengths()
         self._signatures: list[Hashes] = []
+        self._origins: list[int] = []
         self._blocks: list[Hashes] = []
         self._recipe = recipe
         self._quarantine = quarantine
@@ -106,15 +107,16 @@ class _Shard:
         self.account.changed.update(cleaned.changes)
         if cleaned.reason is not None:
             self.account.dropped[cleaned.reason] += 1
-            excerpt = cleaned.document.text[:_EXCERPT_CHARS]
+            excerpt = make_excerpt(cleaned, self._recipe.steps.pii)
             keep_sample(self._samples, {"id": record.id, "reason": cleaned.reason, "text": excerpt})
             return
         rows = list(self._pieces(cleaned.document))
         self.account.pieces += max(0, len(rows) - 1)
         if not rows:
             self.account.dropped["no_segment"] += 1
+        origin = int(sign(cleaned.document.text.encode(), bands=False)[0]) if len(rows) > 1 else None
         for values in rows:
-            self._keep(values | {"language": cleaned.language})
+            self._keep(values | {"language": cleaned.language}, origin)
 
     def _pieces(self, document: Document) -> Iterator[dict[str, Any]]:
         """The document as the columns of its row, or of a row per segment; documents of parts are not cut."""
@@ -135,13 +137,19 @@ class _Shard:
             name = f"{document.id}[{piece.start_char}:{piece.end_char}]"
             yield values | place | {"id": name, "text": piece.text}
 
-    def _keep(self, values: dict[str, Any]) -> None:
-        data = values["text"].encode()
+    def _keep(self, values: dict[str, Any], origin: int | None) -> None:
+        """origin: hash of the document that this is one of several segments of."""
+        data, parts = values["text"].encode(), values["parts"]
         self.account.kept += 1
-        self._signatures.append(sign(data, bands=self._recipe.near_duplicates))
+        if parts is None:
+            signature = sign(data, bands=self._recipe.near_duplicates)
+        else:  # tasks share their prompt, conversations their system turn: near says nothing, and who speaks counts
+            signature = sign(data + json.dumps(parts).encode(), bands=False)
+        self._signatures.append(signature)
+        self._origins.append(int(signature[0]) if origin is None else origin)
         if self._recipe.repeats is not None:
-            plain = values["parts"] is None
-            self._blocks.append(hash_blocks(data if plain else b"", self._recipe.repeats))
+            cut = parts is None and values["kind"] == "prose"  # a program without some of its lines is none
+            self._blocks.append(hash_blocks(data if cut else b"", self._recipe.repeats))
         self._rows.add(values, len(data))
         if self._rows.text_bytes >= _ROW_GROUP_BYTES:
             self.write_rows()
@@ -155,6 +163,7 @@ class _Shard:
         """Everything beside the documents; the account last."""
         signatures = np.array(self._signatures, np.uint64).reshape(-1, SIGNATURE_WIDTH)
         save_array(folder / f"clean-{index:05d}.npy", np.ascontiguousarray(signatures.T))
+        save_array(folder / f"origins-{index:05d}.npy", np.array(self._origins, np.uint64))
         if self._recipe.repeats is not None:
             save_array(folder / f"blocks-{index:05d}.npy", np.concatenate([np.empty(0, np.uint64), *self._blocks]))
             lengths = np.array([len(blocks) for blocks in self._blocks], np.int64)

@@ -1,6 +1,7 @@
 """What is done to one document, in this order; each step belongs to a file of its own.
 
-    repair, normalise, language, quality rules, bad words, evaluation text, redaction
+    repair, composed characters and line ends, language, quality rules, bad words, evaluation text, redaction,
+    changes of spelling that the job asked for
 
 A document of parts is cleaned part by part and judged as a whole; the white space at the ends of a part is its author's.
 """
@@ -8,8 +9,9 @@ A document of parts is cleaned part by part and judged as a whole; the white spa
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from raymill.corpus.bad_words import BadWords, count_bad, load_bad_words
@@ -21,7 +23,10 @@ from raymill.corpus.normalize import Normalization, normalize
 from raymill.corpus.pii import Pii, redact
 from raymill.corpus.repair import repair
 
+EXCERPT_CHARS = 300
 _NUMBERS = ("phone", "ip", "card")
+_NOT_SHOWN = ("bad_words", "contaminated")
+_AS_IT_IS = Normalization()
 
 
 @dataclass(frozen=True)
@@ -68,14 +73,26 @@ def clean(document: Document, steps: Steps) -> Cleaned:
         language, score = identify(document.text)
         if not steps.languages.keeps(language, score):
             return Cleaned(document, "language", language, changes)
-    verdict = judge(document.text, document.kind, steps.rules)
+    rules = steps.rules if language in (None, "en") else _without_stop_words(steps.rules)
+    verdict = judge(document.text, document.kind, rules)
     if verdict.removed_lines:
         changes["removed_lines"] = verdict.removed_lines
         document = replace(document, text=verdict.text)
     reason = verdict.reason or _judge_words(document, steps)
     if reason is None and steps.pii is not None:
         document = _redact(document, steps.pii, changes)
+    if reason is None and steps.normalization != _AS_IT_IS:  # last: the rules look at case, marks and stop words
+        document = _each_part(document, partial(normalize, options=steps.normalization))
+        reason = "empty" if not document.text.strip() else None
     return Cleaned(document, reason, language, changes)
+
+
+def make_excerpt(cleaned: Cleaned, pii: Pii | None) -> str:
+    """The beginning of a dropped document, to be shown; without what it was dropped for, and without personal data."""
+    if cleaned.reason in _NOT_SHOWN:
+        return ""
+    excerpt = cleaned.document.text[:EXCERPT_CHARS]
+    return redact(excerpt, pii)[0] if pii is not None else excerpt
 
 
 def _mend(document: Document, steps: Steps, changes: dict[str, int]) -> Document:
@@ -84,16 +101,21 @@ def _mend(document: Document, steps: Steps, changes: dict[str, int]) -> Document
         repaired = repair(text) if steps.repair and document.kind != "code" else text
         if repaired != text:
             changes["repaired"] = changes.get("repaired", 0) + 1
-        return normalize(repaired, steps.normalization)
+        return normalize(repaired)
 
+    return _each_part(document, mend)
+
+
+def _each_part(document: Document, change: Callable[[str], str]) -> Document:
+    """The document with its text, or each of its parts' texts, changed."""
     if not document.parts:
-        text = mend(document.text)
+        text = change(document.text)
         return document if text is document.text else replace(document, text=text)
     parts = []
     for part in document.parts:
         inner = part.text.strip()
         start = part.text.find(inner)
-        parts.append(replace(part, text=part.text[:start] + mend(inner) + part.text[start + len(inner) :]))
+        parts.append(replace(part, text=part.text[:start] + change(inner) + part.text[start + len(inner) :]))
     return _with_parts(document, parts)
 
 
@@ -128,6 +150,12 @@ def _redact(document: Document, pii: Pii, changes: dict[str, int]) -> Document:
         return document
     changes.update({f"redacted_{kind}": count for kind, count in found.items()})
     return _with_parts(document, parts) if document.parts else replace(document, text=parts[0].text)
+
+
+@lru_cache(maxsize=8)
+def _without_stop_words(rules: Rules) -> Rules:
+    """For text that is told to be in another language: the rule counts English words."""
+    return replace(rules, min_stop_words=0)
 
 
 @lru_cache(maxsize=8)

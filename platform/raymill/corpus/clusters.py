@@ -4,7 +4,8 @@ In come the signatures that every shard wrote (dedup.py), out come the documents
 are linked, linked documents form a cluster, and its first in reading order stays, so the result does not depend on who
 read what. Text never moves: only a key of 8 bytes and an index of 4 do, one band at a time and of a large corpus one
 range of keys at a time. Memory: 5 bytes per document (a union-find of 32-bit indices, up to 4 billion documents) and
-about 40 bytes per key of the range at work. Costs: about 0.2 us per key, 15 keys per document.
+about 40 bytes per key of the range at work. Costs: about 0.1 us per key, 15 keys per document; every 4 million documents
+are one more range, for which the bands are read once more (0.0008 us per key and range).
 """
 
 from __future__ import annotations

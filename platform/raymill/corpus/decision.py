@@ -24,7 +24,6 @@ from raymill.corpus.accounting import Account
 from raymill.corpus.card import Lengths
 from raymill.corpus.clean_pass import SAMPLES_PER_REASON, Samples, keep_sample, save_array
 from raymill.corpus.clusters import Duplicates, cluster_sizes, find_duplicates, find_repeats
-from raymill.corpus.measures import Hashes
 from raymill.corpus.split import choose_val
 
 TRAIN, VAL, DROPPED = 0, 1, 2
@@ -73,7 +72,7 @@ def decide(shards: int, val_fraction: float, folder: Path) -> Decision:
         for place in np.flatnonzero(empty)[:SAMPLES_PER_REASON]:
             keep_sample(samples, {"id": ids[place], "reason": "only_repeats"})
     account.check()
-    _write_verdicts(folder, signatures, stays, val_fraction)
+    _write_verdicts(folder, starts, stays, val_fraction)
     ordered = [sample for reason in sorted(samples) for sample in samples[reason]]
     inputs = {name: _join(parts) for name, parts in ranges.items()}
     return Decision(account, ordered, lengths, cluster_sizes(duplicates), inputs)
@@ -85,9 +84,10 @@ def _join(ranges: list[tuple[int, str]]) -> str:
     return hashlib.sha256("".join(fingerprint for _, fingerprint in sorted(ranges)).encode()).hexdigest()
 
 
-def _write_verdicts(folder: Path, signatures: Sequence[Hashes], stays: NDArray[np.bool_], val_fraction: float) -> None:
-    by_shard = np.split(stays, np.cumsum([shard.shape[1] for shard in signatures])[:-1])
-    val = choose_val([shard[0] for shard in signatures], by_shard, val_fraction)
+def _write_verdicts(folder: Path, starts: NDArray[np.int64], stays: NDArray[np.bool_], val_fraction: float) -> None:
+    by_shard = np.split(stays, starts[1:-1])
+    origins = [np.load(folder / f"origins-{index:05d}.npy", mmap_mode="r") for index in range(len(by_shard))]
+    val = choose_val(origins, by_shard, val_fraction)
     for index, flags in enumerate(by_shard):
         verdict = np.where(flags, np.where(val[index], VAL, TRAIN), DROPPED)
         save_array(folder / f"verdict-{index:05d}.npy", verdict.astype(np.uint8))

@@ -37,7 +37,7 @@ REASONS = {
     "bullets": "over 90 % of lines begin with a bullet or a dash",
     "ellipsis_lines": "over 30 % of lines end with an ellipsis",
     "few_letters": "under `min_letter_share` of words hold a letter; in code, under 25 % of characters are letters",
-    "few_stop_words": "under two of: the be to of and that have with",
+    "few_stop_words": "under `min_stop_words` of: the be to of and that have with",
     "repeated_lines": "over 30 % of lines, or 20 % of characters (code: 30 %), are in lines that stood before",
     "repeated_paragraphs": "over 30 % of paragraphs, or 20 % of characters, are in paragraphs that stood before",
     "frequent_phrase": "the commonest phrase of 2, 3 or 4 words holds over 20, 18 or 16 % of characters",
@@ -93,6 +93,8 @@ class Rules:
     """Prose with fewer words, punctuation not counted, is `too_short`, whatever else is wrong with it."""
     min_letter_share: float = 0.8
     """Prose with a smaller share of words, punctuation included, that hold a letter is `few_letters`."""
+    min_stop_words: int = 2
+    """Prose with fewer of the eight English stop words is `few_stop_words`; other languages: 0."""
     min_sentences: int = 3
     """Prose with fewer sentences is `few_sentences`; each line is one or more. Web pages: 5."""
     drop_curly_brackets: bool = False
@@ -221,7 +223,7 @@ _PAGE_SETS: frozenset[RuleSet] = frozenset({"c4_lines", "c4_page", "fineweb"})
 
 
 def _judge_quality(array: Bytes, facts: Facts, marks: pages.Marks, rules: Rules) -> str | None:
-    code = repetition.judge_words(facts, marks.hashes, marks.ellipses, rules.min_letter_share)
+    code = repetition.judge_words(facts, marks.hashes, marks.ellipses, rules.min_letter_share, rules.min_stop_words)
     if code not in _BEFORE_LISTS:
         lines, bullets, ellipses = pages.count_marked_lines(array)
         if bullets / lines > 0.9:

@@ -118,7 +118,7 @@ def is_short(facts: Facts, min_words: Any) -> bool:
 
 
 @njit(cache=True)
-def judge_words(facts: Facts, marks: Any, ellipses: Any, min_letter_share: Any) -> Any:
+def judge_words(facts: Facts, marks: Any, ellipses: Any, min_letter_share: Any, min_stop_words: int) -> Any:
     """The first of Gopher's other rules on words that a document breaks, or 0. `marks`: how many #."""
     visible, visible_chars, with_letter, stops = 0, np.int64(0), 0, 0
     for index in range(len(facts)):
@@ -140,4 +140,4 @@ def judge_words(facts: Facts, marks: Any, ellipses: Any, min_letter_share: Any) 
     kinds = 0
     for stop in range(1, 9):
         kinds += (stops >> stop) & 1
-    return FEW_STOP_WORDS if kinds < 2 else 0
+    return FEW_STOP_WORDS if kinds < min_stop_words else 0

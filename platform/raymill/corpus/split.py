@@ -1,4 +1,8 @@
-"""Train or val, decided by a document's own hash: more input never moves a document to the other split."""
+"""Train or val, decided by a document's own hash: more input moves no document to the other split.
+
+Two exceptions keep both splits filled: where no hash is small enough, or all are, one document goes over. Segments are
+decided by the hash of the document they were cut from, so that no text stands in both splits.
+"""
 
 from __future__ import annotations
 
@@ -28,5 +32,6 @@ def choose_val(hashes: Sequence[Hashes], stays: Sequence[Flags], val_fraction: f
         if there.any()
     ]
     value, number = min(ends) if chosen == 0 else max(ends)
-    val[number][np.flatnonzero(stays[number] & (hashes[number] == np.uint64(value)))[0]] = chosen == 0
+    same = np.flatnonzero(stays[number] & (hashes[number] == np.uint64(value)))
+    val[number][same if len(same) < total else same[0]] = chosen == 0
     return val

@@ -132,10 +132,10 @@ def _write_split(
     with open_aside(final, folder) as file, open_writer(file, source.schema_arrow, "zstd") as writer:
         for table in _chosen_rows(source, verdict == _CODES[split], index, finish.repeats, folder):
             added = _augmented_rows(table, finish.augmentation) if split == "train" else table.slice(0, 0)
+            report.add_table(table)  # copies are counted by themselves: the card speaks of documents
             for part in (table, added):
                 if len(part):
                     writer.write_table(part)
-                    report.add_table(part)
                     text_bytes += text_size(part)
             documents += len(table) + len(added)
             copies += len(added)

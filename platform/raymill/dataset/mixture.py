@@ -116,11 +116,8 @@ class MixPlan:
     """Documents of values that the mixture does not name."""
 
 
-def read_documents(corpus_file: Path, lengths: NDArray[np.uint32], mixture: Mixture) -> ShardDocuments:
-    """Reads ids and the mixture's column of a corpus file; `lengths` are those of the shard encoded from it.
-
-    DataError when the file has no such column.
-    """
+def check_column(corpus_file: Path, mixture: Mixture) -> None:
+    """DataError when a corpus file lacks the mixture's column."""
     names = pq.read_schema(corpus_file).names
     if mixture.by not in names:
         raise DataError(
@@ -128,11 +125,16 @@ def read_documents(corpus_file: Path, lengths: NDArray[np.uint32], mixture: Mixt
             why=f"{corpus_file.name} has {', '.join(names)}",
             fix="set the mixture's `by` to one of these, or let prepare keep the column",
         )
+
+
+def read_documents(corpus_file: Path, lengths: NDArray[np.uint32], mixture: Mixture) -> ShardDocuments:
+    """Reads ids and the mixture's column of a corpus file; `lengths` are those of the shard encoded from it."""
+    check_column(corpus_file, mixture)
     table = pq.read_table(corpus_file, columns=list({"id", mixture.by}), use_threads=False)
     assert table.num_rows == len(lengths), (corpus_file, table.num_rows, len(lengths))
     numbers = {name: number for number, name in enumerate(sorted(mixture.weights))}
     values = table[mixture.by].to_pylist()
-    groups = np.fromiter((numbers.get(str(value), -1) for value in values), np.int16, len(values))
+    groups = np.fromiter((-1 if value is None else numbers.get(str(value), -1) for value in values), np.int16, len(values))
     digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in table["id"].to_pylist())
     keys = np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
     return ShardDocuments(np.asarray(lengths, np.uint32), groups, keys)

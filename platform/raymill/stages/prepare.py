@@ -12,8 +12,9 @@ not be read).
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,8 +61,9 @@ GIVES: Kind = "corpus"
 ROLE: RoleName = "data"
 LIVE = False
 
-_LIBRARIES = ("ftfy", "numba", "numpy", "orjson", "py3langid", "pyarrow", "ray", "resiliparse")
-"""Libraries that a document's fate depends on."""
+_JUDGES = ("ftfy", "py3langid", "resiliparse", "trafilatura")
+"""Libraries that a document's text and fate depend on: another version makes another corpus."""
+_LIBRARIES = (*_JUDGES, "numba", "numpy", "orjson", "pyarrow", "ray")
 _REDACTED = "redacted_"
 
 
@@ -87,11 +89,15 @@ class Config(Settings):
     rules: tuple[RuleSet, ...] = ("gopher_repetition", "gopher_quality", "c4_page")
     """Quality rules for prose; with none, only empty documents are dropped, code too."""
     min_words: Annotated[int, Field(ge=0, le=100_000)] = 50
-    """Prose with fewer words is dropped as too_short."""
+    """Prose with fewer words is dropped as too_short (gopher_quality)."""
     min_sentences: Annotated[int, Field(ge=0, le=1000)] = 3
     """Prose with fewer sentences is dropped as few_sentences (c4_page)."""
     min_letter_share: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Prose with a smaller share of words that hold a letter is few_letters; marks count as words (gopher_quality)."""
+    min_stop_words: Annotated[int, Field(ge=0, le=8)] = 2
+    """Prose with fewer of the, be, to, of, and, that, have, with is few_stop_words; 0 where `languages` tells another one."""
+    cut_notices: bool = False
+    """Cut lines of prose that ask for JavaScript or speak of cookies, terms of use and privacy policies."""
     require_terminal_punctuation: bool = False
     """Cut lines of prose that end in no . ? ! or quotation mark (c4_lines)."""
     drop_curly_brackets: bool = False
@@ -105,12 +111,12 @@ class Config(Settings):
     segmentation: Segmentation | None = None
     """Cut documents into segments that become documents."""
     near_duplicates: bool = True
-    """Drop documents that share about three of four word 5-grams with an earlier one."""
+    """Drop plain documents that share about three of four word 5-grams with an earlier one; chats and tasks: never."""
     cut_repeats: Unit | None = None
-    """Cut lines or paragraphs that stood in an earlier document."""
+    """Cut lines or paragraphs of prose that stood in an earlier document."""
     augmentation: Augmentation | None = None
     """Add changed copies of documents to the train split."""
-    shard_mib: Annotated[float, Field(gt=0, le=1024)] | None = None
+    shard_mib: Annotated[float, Field(ge=0.001, le=1024)] | None = None
     """What one task reads, MiB on disk; without it 2 to 64, by the size of the input. A larger file is cut."""
 
     @model_validator(mode="after")
@@ -134,7 +140,7 @@ def source_state(config: Config) -> str:
     if config.bad_words is not None and config.bad_words.words != BUILTIN:
         named.append(Path(config.bad_words.words))
     hashes = "".join(sha256_file(path) for path in named if path.is_file())
-    return digest([fingerprint(list_files(config.sources)), hashes])
+    return digest([fingerprint(list_files(config.sources)), hashes, _library_versions(_JUDGES)])
 
 
 def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
@@ -208,6 +214,8 @@ def _recipe(config: Config, work: Path) -> Recipe:
             min_words=config.min_words,
             min_sentences=config.min_sentences,
             min_letter_share=config.min_letter_share,
+            min_stop_words=config.min_stop_words,
+            cut_notices=config.cut_notices,
             drop_curly_brackets=config.drop_curly_brackets,
             require_terminal_punctuation=config.require_terminal_punctuation,
         ),
@@ -286,9 +294,18 @@ def _card(config: Config, files: list[SourceFile], decision: Decision, made: Spl
         config=values,
         config_digest=digest(values),
         code_version=__version__,
-        library_versions={library: version(library) for library in _LIBRARIES},
+        library_versions=_library_versions(_LIBRARIES),
     )
     return build_card(", ".join(name_sources(config.sources)), account, MEANINGS, findings, lineage)
+
+
+def _library_versions(names: tuple[str, ...]) -> dict[str, str]:
+    """Of those that are installed; trafilatura need not be."""
+    versions = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def _check_enough(account: Account) -> None:
@@ -303,7 +320,19 @@ def _fix(account: Account) -> str:
     if not account.dropped and not account.quarantined:
         return "give more text; a text file becomes several documents when prepare.segment_kib is smaller"
     reason, _ = (account.dropped + account.quarantined).most_common(1)[0]
+    own_rules = "leave its rule set out of prepare.rules, or lower its threshold"
     return {
+        "language": "add the language to prepare.languages.keep, or lower its min_score",
+        "few_stop_words": "set prepare.min_stop_words: 0 for text that is not English",
+        "few_letters": "lower prepare.min_letter_share",
+        "missing_column": "correct the columns that the source's template names",
+        "unknown_label": "name every value in the template's labels",
+        "bad_json": "mend the records; quarantine.jsonl names file and byte of each",
+        "ragged_row": "mend the rows; quarantine.jsonl names file and byte of each",
+        "near_duplicate": "give other text, or set prepare.near_duplicates: false",
+        "frequent_phrase": own_rules,
+        "repeated_phrases": own_rules,
+        "few_sentences": "lower prepare.min_sentences",
         "no_text_field": "set text_field of its source in prepare.sources: {path: ..., text_field: ...}",
         "not_utf8": "save the files as UTF-8",
         "too_short": "lower prepare.min_words, or give longer documents",
@@ -323,4 +352,7 @@ def _figures(account: Account, files: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _summary(account: Account, figures: dict[str, Any]) -> str:
     size_mb = (figures["train_text_bytes"] + figures["val_text_bytes"]) / 1e6
+    if account.pieces:
+        cut = f"{account.kept:,} documents out of {account.records + account.pieces:,} segments of {account.records:,} records"
+        return f"{cut} ({size_mb:.1f} MB); {account.losses()}"
     return f"{account.kept:,} of {account.records:,} documents kept ({size_mb:.1f} MB); {account.losses()}"

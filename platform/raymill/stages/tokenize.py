@@ -83,12 +83,15 @@ def source_state(config: Config) -> Any:
 
 def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     """Gets a vocabulary, encodes the corpus and publishes the tokens."""
+    from raymill.dataset.mixture import check_column
     from raymill.dataset.shards import INDEX
     from raymill.tokenizer.tokenizer import Tokenizer
 
     corpus, goal, work = inputs["corpus"], inputs.draft.path, inputs.draft.work
     sweep_asides(goal)
     (work / _ENCODED).mkdir(exist_ok=True)
+    if config.mixture is not None:
+        check_column(corpus.file(_corpus_files(corpus)[0]["path"]), config.mixture)
     if not (goal / _TOKENIZER).exists():
         _get_tokenizer(config, corpus, goal / _TOKENIZER, cluster)
         inputs.draft.checkpoint_clock()
