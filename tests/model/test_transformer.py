@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,42 @@ def test_a_position_sees_nothing_after_it(model: Transformer) -> None:
     one, other = model(ids), model(changed)
     assert torch.equal(one[0, :10], other[0, :10])
     assert not torch.allclose(one[0, 10:], other[0, 10:])
+
+
+@pytest.mark.parametrize("lengths", [[5, 1, 7], [16], [0, 3, 13]])
+def test_a_document_in_a_row_reads_as_it_does_alone(model: Transformer, lengths: list[int]) -> None:
+    with torch.no_grad():  # an untrained model hardly attends: larger weights make the keys matter
+        for parameter in model.parameters():
+            parameter.mul_(5 if parameter.ndim > 1 else 1)
+    ids = torch.randint(0, 50, (2, 16), generator=torch.Generator().manual_seed(4))
+    documents = torch.full((2, 16), len(lengths))  # what no document fills has a number of its own
+    documents[0, : sum(lengths)] = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    packed = model(ids, documents)
+    stop = 0
+    for number in range(len(lengths) + 1):
+        start, stop = stop, stop + int((documents[0] == number).sum())
+        if stop > start:
+            torch.testing.assert_close(packed[0, start:stop], model(ids[:1, start:stop])[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(packed[1], model(ids[1:])[0], rtol=1e-5, atol=1e-5)
+
+
+def test_without_documents_the_causal_kernel_runs_and_no_mask(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds: list[tuple[bool, bool]] = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*qkv: torch.Tensor, **options: Any) -> torch.Tensor:
+        kinds.append((options["attn_mask"] is None, options["is_causal"]))
+        return attend(*qkv, **options)
+
+    monkeypatch.setattr("raymill.model.transformer.functional.scaled_dot_product_attention", spy)
+    ids = torch.arange(16)[None]
+    model(ids)
+    assert set(kinds) == {(True, True)}
+    kinds.clear()
+    model(ids, torch.zeros_like(ids))
+    assert set(kinds) == {(False, False)}
 
 
 def test_parameters_are_counted_right(model: Transformer) -> None:

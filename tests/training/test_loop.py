@@ -74,7 +74,8 @@ def test_the_loss_is_the_mean_over_the_learned_targets_of_the_whole_step(
     loader = Loader(TokenStream(documents, "train"), seq_len=16, global_batch_size=8, seed=0, packing=packing)
     batch = loader.batch(0, 0, 8)
     assert (batch.targets_BT == IGNORE).all(1).any()  # a microbatch of 1 has nothing to learn
-    logs_BTV = model(batch.inputs_BT).log_softmax(-1)
+    documents_BT = batch.documents_BT if packing == "best_fit" else None
+    logs_BTV = model(batch.inputs_BT, documents_BT).log_softmax(-1)
     nats = [-logs_BTV[place][target] for place, target in _learned(batch)]
     loss = torch.stack(nats).mean()
     loss.backward()

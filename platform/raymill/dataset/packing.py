@@ -9,8 +9,8 @@ buckets finds the next one that is not empty: O(documents x log seq_len).
 A piece of n ids is n targets, and the input before each: the id before it in its own document, or the end-of-document id
 where the document begins. So every id of every document, end included, is predicted exactly once, and the first of a
 document as a model is used: what it writes first follows an end-of-document id. A document takes as many positions as it
-has ids, and the bits that a row's targets cost are the bits of all the text in it. What a target sees further back is up
-to attention: the loader numbers the documents of a row, so that it can be kept inside one.
+has ids, and the bits that a row's targets cost are the bits of all the text in it. Further back a target
+sees its own document in its own row and nothing else: training keeps attention inside the loader's document numbers.
 
 Costs: 6 M documents/s at 2,048 ids, 2 M at 131,072; the first use on a machine compiles for 6 s. Memory: 11 bytes per
 piece and 4 per row (13 and 4 above 65,535 ids), at most 15 bytes per document that is not cut: 1 TB of text, 217 M

@@ -33,13 +33,18 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.model_dim, config.num_kv_heads * config.head_dim, bias=False)
         self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.model_dim, bias=False)
 
-    def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, seen_B1TT: Tensor | None) -> Tensor:
         batch, length, _ = x_BTD.shape
         q_BHTC = self.q_proj(x_BTD).view(batch, length, -1, self.head_dim).transpose(1, 2)
         k_BKTC = self.k_proj(x_BTD).view(batch, length, -1, self.head_dim).transpose(1, 2)
         v_BKTC = self.v_proj(x_BTD).view(batch, length, -1, self.head_dim).transpose(1, 2)
         y_BHTC = functional.scaled_dot_product_attention(
-            rotate(q_BHTC, cos_TC, sin_TC), rotate(k_BKTC, cos_TC, sin_TC), v_BKTC, is_causal=True, enable_gqa=True
+            rotate(q_BHTC, cos_TC, sin_TC),
+            rotate(k_BKTC, cos_TC, sin_TC),
+            v_BKTC,
+            attn_mask=seen_B1TT,
+            is_causal=seen_B1TT is None,
+            enable_gqa=True,
         )
         y_BTD: Tensor = self.o_proj(y_BHTC.transpose(1, 2).reshape(batch, length, -1))
         return y_BTD
@@ -65,8 +70,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.model_dim, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_TC, sin_TC)
+    def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, seen_B1TT: Tensor | None) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_TC, sin_TC, seen_B1TT)
         y_BTD: Tensor = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
         return y_BTD
 
@@ -111,15 +116,28 @@ class Transformer(nn.Module):
                 std = residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
                 parameter.normal_(0.0, std, generator=generator)
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        """ids_BT int64, T at most max_seq_len -> logits_BTV."""
+    def forward(self, ids_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """ids_BT int64, T at most max_seq_len -> logits_BTV.
+
+        A position sees those before it and itself; with documents_BT, only those of its own document number.
+        """
+        seen_B1TT = None if documents_BT is None else seen_within_documents(documents_BT)
         length = ids_BT.shape[1]
         cos_TC, sin_TC = self.cos_TC[:length], self.sin_TC[:length]
         x_BTD = self.model.embed_tokens(ids_BT)
         for block in self.model.layers:
-            x_BTD = block(x_BTD, cos_TC, sin_TC)
+            x_BTD = block(x_BTD, cos_TC, sin_TC, seen_B1TT)
         logits_BTV: Tensor = self.lm_head(self.model.norm(x_BTD))
         return logits_BTV
+
+
+def seen_within_documents(documents_BT: Tensor) -> Tensor:
+    """Which keys each query sees, (B, 1, T, T) bool: those of its document up to itself, so never none.
+
+    Positions are not counted anew per document: rotary scores depend on the distance of query and key alone.
+    """
+    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+    return same_BTT.tril()[:, None]
 
 
 def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:

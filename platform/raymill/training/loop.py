@@ -188,8 +188,10 @@ def _backward(state: _State, batch: Batch, learned: int, mixed: Any) -> torch.Te
     """
     device = state.worker.device
     targets = int((batch.targets_BT != IGNORE).sum())
+    # Rows of best_fit are documents by chance beside each other; windows of concat go on as the stream does.
+    documents_BT = batch.documents_BT.to(device) if state.config.packing == "best_fit" else None
     with mixed:
-        logits_BTV = state.wrapped(batch.inputs_BT.to(device))
+        logits_BTV = state.wrapped(batch.inputs_BT.to(device), documents_BT)
         if targets:
             divisor = learned / (targets * state.worker.world_size)
             loss = next_token_loss(logits_BTV, batch.targets_BT.to(device)) / divisor
