@@ -1,6 +1,7 @@
 """One attempt at the data stages of a job, in a process of its own and without Ray, that may be hurt on its way.
 
-    python attempt.py JOB STORAGE SEED             undisturbed; prints how many points it passed
+    python attempt.py JOB STORAGE SEED             undisturbed; prints how many points it passed, and which of them synced
+                                                   a report: where that lies, other work counts as done
     python attempt.py JOB STORAGE SEED N kill      killed by SIGKILL at its Nth point, the file it writes half written
     python attempt.py JOB STORAGE SEED N ENOSPC    from its Nth point on the machine answers this to whatever adds or changes
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import pickle
 import random
@@ -34,6 +36,8 @@ class Trouble:
 
     def __init__(self, storage: str, point: int, what: str) -> None:
         self.passed = 0
+        self.reports: list[int] = []
+        self._opened = ""
         self._storage = storage
         self._point = point
         self._what = what
@@ -46,11 +50,14 @@ class Trouble:
             return
         in_opened_folder = event in _FREES and arguments[1] >= 0  # so shutil.rmtree names what it removes
         if in_opened_folder or str(arguments[0]).startswith(self._storage):
+            self._opened = str(arguments[0]) if event == "open" else self._opened
             self._pass(frees=event in _FREES, file=None, path=str(arguments[0]))
 
     def on_sync(self, file: int) -> None:
         """In the place of os.fsync."""
         self._pass(frees=False, file=file, path=None)
+        if ".json" in self._opened and fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+            self.reports.append(self.passed)
         _sync(file)
 
     def _pass(self, *, frees: bool, file: int | None, path: str | None) -> None:
@@ -90,4 +97,4 @@ if __name__ == "__main__":
     try:
         main()
     finally:
-        print(f"passed {made.passed}")
+        print(json.dumps({"points": made.passed, "reports": made.reports}))
