@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import random
@@ -125,6 +126,25 @@ def test_files_that_cannot_be_used(tmp_path: Path, name: str, content: bytes | N
         build_index([path])
     assert message in str(raised.value)
     assert "hint:" in str(raised.value)
+
+
+def test_a_damaged_gz(tmp_path: Path) -> None:
+    data = bytearray(gzip.compress(QUESTION.encode() * 100))
+    data[10:20] = b"\xff" * 10  # no block of deflate begins so
+    (tmp_path / "bad.txt.gz").write_bytes(data)
+    with pytest.raises(DataError, match="cannot be read"):
+        build_index([tmp_path / "bad.txt.gz"])
+
+
+def test_a_csv_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = csv.field_size_limit(20)
+    monkeypatch.setattr(csv, "field_size_limit", lambda limit: 0)
+    try:
+        with pytest.raises(DataError, match=r"bad\.csv:2: the evaluation file is no csv"):
+            build_index([write(tmp_path / "bad.csv", b"a,b\n" + b"x" * 30 + b",c\n")])
+    finally:
+        monkeypatch.undo()
+        csv.field_size_limit(before)
 
 
 def test_a_cut_gz(tmp_path: Path) -> None:

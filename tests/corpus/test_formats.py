@@ -127,6 +127,46 @@ def test_a_conversation_is_learned_where_the_assistant_speaks(read_file: ReadFil
     assert document.parts == (Part("S", "system", False), Part("U", "user", False), Part("A", "assistant", True))
 
 
+TOOLS = {
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "How "}, {"type": "text", "text": "far?"}]},
+        {"role": "assistant", "content": "f()"}, {"role": "tool", "content": "3"},
+        {"role": "assistant", "content": "3 miles"},
+    ],
+    "conversations": [
+        {"from": "human", "value": "How far?"}, {"from": "function_call", "value": "f()"},
+        {"from": "observation", "value": "3"}, {"from": "gpt", "value": "3 miles"},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", TOOLS)
+def test_what_a_tool_says_is_given_and_its_call_is_learned(read_file: ReadFile, shape: str) -> None:
+    said = [("How far?", "user", False), ("f()", "assistant", True), ("3", "tool", False), ("3 miles", "assistant", True)]
+    (document,) = read_file("a.jsonl", json.dumps({shape: TOOLS[shape]}).encode())
+    assert isinstance(document, Document)
+    assert [(part.text, part.role, part.learn) for part in document.parts] == said
+    function = json.dumps({shape: TOOLS[shape]}).replace('"tool"', '"function"').replace('"observation"', '"function"')
+    assert texts(read_file("b.jsonl", function.encode())) == ["How far?f()33 miles"]
+
+
+def test_pieces_of_a_turn_in_parquet(read_file: ReadFile) -> None:
+    turns = [{"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    assert texts(read_file("a.parquet", parquet({"messages": [turns]}))) == ["ab"]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_a_null_conversation_beside_a_text(read_file: ReadFile, form: str) -> None:
+    turns = [{"role": "assistant", "content": "A"}]
+    rows = [{"messages": None, "text": "plain"}, {"messages": turns, "text": "x"}, {"messages": None, "text": None}]
+    table = {name: [row[name] for row in rows] for name in ("messages", "text")}
+    content = parquet(table) if form == "parquet" else "\n".join(map(json.dumps, rows)).encode()
+    records = read_file(f"a.{form}", content)
+    assert texts(records) == ["plain", "A"]
+    assert reasons(records) == ["no_turns"]
+    assert [record.kind for record in records if isinstance(record, Document)] == ["prose", "chat"]
+
+
 def test_a_page_is_its_main_content(read_file: ReadFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(html, "extract", lambda page, extractor: f"{extractor} {len(page)}")
     assert texts(read_file("a.html.gz", gzip.compress(b"<p>Hi"), html="trafilatura")) == ["trafilatura 5"]

@@ -1,19 +1,25 @@
-"""Files to documents; whatever a file holds, a record comes out or is quarantined, and nothing is raised."""
+"""Files to documents; whatever a file holds, a record comes out or is quarantined; only a disk or store that fails is raised."""
 
 from __future__ import annotations
 
+import errno
 import gzip
+import io
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from raymill.corpus import storage
 from raymill.corpus.document import Document, Record, Unreadable
 from raymill.corpus.readers import ReadLimits, read
-from raymill.corpus.sources import Source, list_files
+from raymill.corpus.sources import Source, SourceFile, list_files
 from raymill.errors import DataError
 
 ReadFile = Callable[..., list[Record]]
@@ -189,3 +195,83 @@ def test_a_file_that_changed_since_it_was_listed(tmp_path: Path) -> None:
 def test_a_file_without_permission(read_file: ReadFile, tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch(mode=0)
     assert faults(read_file("a.txt", b"")) == [("unreadable", None, 0)]
+
+
+class Failing:
+    """An open file whose reads fail from one of them on."""
+
+    def __init__(self, opened: Any, error: OSError, good_reads: int) -> None:
+        self._opened, self._error, self._good_reads = opened, error, good_reads
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._opened, name)
+
+    def read(self, *size: int) -> bytes:
+        self._good_reads -= 1
+        if self._good_reads < 0:
+            raise self._error
+        data: bytes = self._opened.read(*size)
+        return data
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, error: OSError, good_reads: int = 0) -> None:
+    opens, opens_arrow = storage.open_file, storage.open_arrow
+    monkeypatch.setattr(storage, "open_file", lambda file: Failing(opens(file), error, good_reads))
+
+    def open_arrow(file: SourceFile) -> pa.PythonFile:
+        return pa.PythonFile(Failing(opens_arrow(file), error, good_reads), "r")
+
+    monkeypatch.setattr(storage, "open_arrow", open_arrow)
+
+
+def parquet_of(rows: int) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"text": [f"row {row}" for row in range(rows)]}), sink, row_group_size=2)
+    return sink.getvalue()
+
+
+WARC = b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 4\r\n\r\ntext\r\n\r\n"
+EVERY_FORMAT = {
+    "a.py": b"x = 1\n", "a.html": b"<p>Text", "a.txt": b"text\n", "a.md": b"text\n", "a.jsonl": JSONL, "a.json": JSONL,
+    "a.csv": b"text\nx\n", "a.tsv": b"text\nx\n", "a.parquet": parquet_of(4), "a.warc": WARC,
+    "a.warc.gz": gzip.compress(WARC) * 2, "a.warc.zst": zstandard.compress(WARC),
+    "a.jsonl.gz": gzip.compress(JSONL), "a.txt.zst": zstandard.compress(JSONL),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "I/O error"), TimeoutError(errno.ETIMEDOUT, "late"), OSError("AWS Error")])
+@pytest.mark.parametrize("name", EVERY_FORMAT)
+def test_a_disk_or_store_that_fails_now_is_told(
+    read_file: ReadFile, monkeypatch: pytest.MonkeyPatch, name: str, error: OSError
+) -> None:
+    """Nothing is quarantined: the next attempt may read it all."""
+    for good_reads in range(100):
+        with monkeypatch.context() as patch:
+            fail(patch, error, good_reads)
+            try:
+                records = read_file(name, EVERY_FORMAT[name])
+            except OSError as raised:
+                assert (type(raised), raised.errno, str(raised)) == (type(error), error.errno, str(error))
+            else:
+                assert good_reads > 0 and documents(records) and not faults(records)
+                return
+    pytest.fail("it never ends")
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "no"), IsADirectoryError(errno.EISDIR, "a folder")])
+@pytest.mark.parametrize("name", EVERY_FORMAT)
+def test_what_will_never_be_readable_is_quarantined(
+    read_file: ReadFile, monkeypatch: pytest.MonkeyPatch, name: str, error: OSError
+) -> None:
+    def refuse(file: SourceFile) -> Any:
+        raise error
+
+    monkeypatch.setattr(storage, "open_file", refuse)
+    monkeypatch.setattr(storage, "open_arrow", refuse)
+    assert [reason for reason, _, _ in faults(read_file(name, EVERY_FORMAT[name]))][:1] == ["unreadable"]
+
+
+def test_damaged_parquet_is_no_failing_disk(read_file: ReadFile) -> None:
+    content = parquet_of(4)
+    for cut in (content[:-1], content[:4] + b"\xff" * 20 + content[24:], b"PAR1" + bytes(60) + b"PAR1"):
+        assert "damaged_parquet" in [reason for reason, _, _ in faults(read_file("a.parquet", cut))]

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from raymill.corpus.sources import Source, SourceFile, fingerprint, group, name_sources
 from raymill.corpus.sources import list_files as list_sources
@@ -148,3 +149,14 @@ def test_settings_override_what_the_ending_says(tmp_path: Path) -> None:
     (tmp_path / "rows.dat").write_text("{}")
     (file,) = list_sources([Source(path=str(tmp_path), format="jsonl", kind="code", name="n")])
     assert (file.format, file.kind, file.source, file.name) == ("jsonl", "code", "n", "rows.dat")
+
+
+@pytest.mark.parametrize("name", ["id", "source", "kind", "language", "text", "parts", "start_char", "end_char"])
+def test_a_kept_column_may_not_be_one_of_the_corpus(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"{name} is a column of every corpus; fix: leave it out"):
+        Source(path="x", keep=("url", name))
+
+
+def test_a_column_is_kept_once() -> None:
+    with pytest.raises(ValidationError, match="url is named twice; fix: name each column once"):
+        Source(path="x", keep=("url", "date", "url"))

@@ -155,6 +155,18 @@ def test_a_store_that_accepts_and_stays_silent(monkeypatch: pytest.MonkeyPatch) 
         ("s3://shelf/x?secret_key=hush", "carries credentials"),
         ("abfs://box:hush@account.dfs.core.windows.net/x", "carries credentials"),
         ("gs://hush@shelf/x", "carries credentials"),
+        ("s3://anonymous@shelf/x", "carries credentials"),
+        ("s3://key:hu/hush@shelf/x", "carries credentials"),
+        ("s3://key:h?hush@shelf/x", "carries credentials"),
+        ("s3://shelf/x?endpoint_override=http://u:hush@h", "carries credentials"),
+        ("s3://shelf/x?endpoint_override=http%3A%2F%2Fu%3Ahush%40h", "carries credentials"),
+        ("s3://shelf/x?endpoint_override=u:hu/hush@h&scheme=http", "carries credentials"),
+        ("abfs://box@account.dfs.core.windows.net/x?client_secret=hush", "carries credentials"),
+        ("s3://shelf/x?region=a&colour=hush", r"the option colour of s3://shelf/x is not known"),
+        ("gs://shelf/x?region=hush", r"the option region of gs://shelf/x is not known"),
+        ("abfs://box@account.dfs.core.windows.net/x?sv=hush", r"the option sv of abfs://box@account\.dfs"),
+        ("s3://shelf/x?region=a&hush", r"an option of s3://shelf/x has no value"),
+        ("s3://shelf/x?AKIAhush=1", r"an option of s3://shelf/x is not known"),
         ("https://example.com/x.jsonl", "no place text is read from"),
         ("hf://models/a/b", "names no dataset"),
         ("hf://datasets/a", "names no dataset"),
@@ -166,9 +178,41 @@ def test_uris_that_are_refused(path: str, message: str) -> None:
     assert "hush" not in caught.value.errors()[0]["msg"]
 
 
-def test_an_unknown_option_is_told(endpoint: str, bucket: fs.S3FileSystem) -> None:
-    with pytest.raises(DataError, match="the option colour is not known"):
-        list_files([Source(path=uri(endpoint, "shelf/books") + "&colour=red")])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s3://shelf/x?region=us-east-1&scheme=http&endpoint_override=h:1&tls_ca_file_path=/a@b/c.pem",
+        "gs://anonymous@shelf/x?project_id=p",
+        "abfs://box@account.dfs.core.windows.net/x?enable_tls=false&credential_kind=anonymous",
+    ],
+)
+def test_options_that_are_known(path: str) -> None:
+    assert Source(path=path).shown == path.partition("?")[0].replace("anonymous@", "")
+
+
+def test_a_question_mark_is_any_character_and_a_hash_is_itself(endpoint: str, bucket: fs.S3FileSystem) -> None:
+    for name in ("a#1.txt", "a#2.txt", "a#10.txt", "b?x=1.txt"):
+        write(bucket, f"shelf/marks/{name}", name.encode())
+    assert names(endpoint, "shelf/marks/a#?.txt") == ["a#1.txt", "a#2.txt"]
+    assert names(endpoint, "shelf/marks/?#10.txt") == ["a#10.txt"]
+    assert names(endpoint, "shelf/marks/b[?]x=1.txt") == ["b?x=1.txt"]
+    (file,) = list_files([Source(path=uri(endpoint, "shelf/marks/a#1.txt"))])
+    assert [record.text for record in read(file, LIMITS) if isinstance(record, Document)] == ["a#1.txt"]
+    assert (file.shown, Source(path="s3://shelf/a#?.txt?region=x").shown) == ("s3://shelf/marks/a#1.txt", "s3://shelf/a#?.txt")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("abfs://box@account.dfs.core.windows.net/a%20b/c#?.txt?enable_tls=false", "box/a b/c#?.txt"),
+        ("abfs://account.dfs.core.windows.net/box/a", "box/a"),
+        ("abfs://box@account.dfs.core.windows.net", "box"),
+    ],
+)
+def test_the_path_within_an_azure_store(path: str, expected: str) -> None:
+    from raymill.corpus import storage
+
+    assert storage._connect(path)[1] == expected
 
 
 @pytest.fixture

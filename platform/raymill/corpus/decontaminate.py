@@ -16,6 +16,7 @@ import io
 import json
 import sys
 import unicodedata
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ def _read_strings(path: Path) -> Iterator[str]:
     try:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig", "replace")
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError("the evaluation file cannot be read", where=str(path), why=str(error), fix=_FIX) from None
     if ending == ".txt":
         yield from text.splitlines()
@@ -117,8 +118,13 @@ def _read_strings(path: Path) -> Iterator[str]:
                 yield from _strings_of(_parse(line, f"{path}:{number}"))
     else:
         csv.field_size_limit(sys.maxsize)
-        for row in csv.reader(io.StringIO(text, newline=""), delimiter="," if ending == ".csv" else "\t"):
-            yield from row
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter="," if ending == ".csv" else "\t")
+        try:
+            for row in rows:
+                yield from row
+        except csv.Error as error:
+            where = f"{path}:{rows.line_num}"
+            raise DataError("the evaluation file is no csv", where=where, why=str(error), fix="mend the file") from None
 
 
 def _parse(text: str, where: str) -> Any:

@@ -27,7 +27,7 @@ QUARANTINED = {
     "empty_completion": "there is nothing to learn in the answer",
     "no_turns": "a conversation without turns",
     "bad_turn": "a turn without a role or text",
-    "unknown_role": "a role that is not system, user or assistant",
+    "unknown_role": "a role that is not system, user, assistant or tool",
     "no_answer": "a conversation in which the assistant says nothing",
     "open_quote": "a quotation mark in a csv file that is not closed",
     "ragged_row": "a csv row with another number of cells than the header",

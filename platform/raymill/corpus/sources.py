@@ -23,6 +23,7 @@ from pydantic import Field, field_validator, model_validator
 from raymill.config import Config
 from raymill.corpus import hub, storage
 from raymill.corpus.document import Kind
+from raymill.corpus.table import COLUMNS
 from raymill.corpus.templates import Template
 from raymill.errors import DataError, UsageError
 
@@ -75,6 +76,17 @@ class Source(Config):
     def _check_path(cls, path: str) -> str:
         hub.check(path) if path.startswith(hub.SCHEME) else storage.check(path)
         return path
+
+    @field_validator("keep")
+    @classmethod
+    def _check_keep(cls, keep: tuple[str, ...]) -> tuple[str, ...]:
+        taken = next((name for name in keep if name in COLUMNS), None)
+        if taken is not None:
+            raise ValueError(f"{taken} is a column of every corpus; fix: leave it out; taken: {', '.join(COLUMNS)}")
+        twice = next((name for name in keep if keep.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice} is named twice; fix: name each column once")
+        return keep
 
     @property
     def shown(self) -> str:

@@ -2,7 +2,8 @@
 
 In: a local path or URI. Out: names, sizes and times; an open file; or one DataError that says what the store answered.
 Credentials come from the environment, as pyarrow.fs finds them; a URI that carries some is refused, so that none ends in
-a settings file, a manifest or a message. Every wait is bounded: a store that does not answer is told in under a minute.
+a settings file, a manifest or a message. A URI ends with its options, ?name=value&...; a ? that no name= follows is the
+glob's, [?] always is, and # is a character as any other. Every wait is bounded: a store that does not answer is told in under a minute.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 import pyarrow as pa
 
@@ -29,6 +30,16 @@ if TYPE_CHECKING:
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss")
 _CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S, _ANSWER_TIMEOUT_S, _ATTEMPTS = 5, 20, 60, 3
 _HIDDEN = re.compile(r"(^|/)[.]")
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "s3": ("region", "scheme", "endpoint_override", "tls_ca_file_path", "force_virtual_addressing"),
+    **dict.fromkeys(("gs", "gcs"), ("scheme", "endpoint_override", "project_id")),
+    **dict.fromkeys(
+        ("abfs", "abfss"),
+        ("blob_storage_authority", "dfs_storage_authority", "enable_tls", "credential_kind", "tenant_id", "client_id"),
+    ),
+}
+"""What a URI may ask of its store."""
+_FIRST_OPTION = re.compile(r"\?[^?/=&\]]*=")
 _SECRETS = ("key", "secret", "token", "password", "signature", "sig")
 _LINKS = re.compile(r"\w+://\S*")
 T = TypeVar("T")
@@ -67,13 +78,22 @@ def check(path: str) -> None:
         return
     if scheme not in SCHEMES:
         raise ValueError(f"{scheme}:// is no place text is read from; fix: use a path, s3://, gs://, abfs:// or hf://")
-    parts = urlsplit(path)
-    user = parts.username is not None and scheme in ("s3", "gs", "gcs") and parts.username != "anonymous"
-    options = [name for name, _ in parse_qsl(parts.query) if set(re.split(r"[_-]", name.lower())) & set(_SECRETS)]
-    if parts.password is not None or user or options:
-        raise ValueError(
-            f"{show(path)} carries credentials; fix: leave them to the environment (AWS_ACCESS_KEY_ID, ...)"
-        )
+    parts = _split(path)
+    azure = scheme in ("abfs", "abfss")
+    password = ":" in (parts.user or "") or (not azure and ":" in parts.host)  # no bucket's name has a colon
+    user = parts.user is not None and not azure and not (parts.user == "anonymous" and scheme != "s3")
+    secret = any(
+        set(re.split(r"[_-]", name.lower())) & set(_SECRETS) or (name != "tls_ca_file_path" and "@" in unquote(value))
+        for name, value in parts.options
+    )
+    if password or user or secret:
+        what = f"this {scheme}:// address carries credentials"
+        raise ValueError(f"{what}; fix: leave them to the environment (AWS_ACCESS_KEY_ID, ...)")
+    for name, value in parts.options:
+        if name not in _OPTIONS[scheme] or not value:
+            shown = f"the option {name}" if value and re.fullmatch(r"[a-z_]{1,40}", name) else "an option"
+            what = f"{shown} of {show(path)} is not known" if value else f"{shown} of {show(path)} has no value"
+            raise ValueError(f"{what}; fix: known are {', '.join(_OPTIONS[scheme])}; write [?] for any one character")
 
 
 def show(path: str) -> str:
@@ -81,7 +101,11 @@ def show(path: str) -> str:
     if "://" not in path:
         return path
     scheme, _, rest = path.partition("://")
-    host, slash, below = rest.partition("?")[0].partition("/")
+    if scheme in SCHEMES:
+        rest = _FIRST_OPTION.split(rest, maxsplit=1)[0]
+    else:
+        rest = rest.partition("?")[0]
+    host, slash, below = rest.partition("/")
     user, at, name = host.rpartition("@")
     keeps = at and scheme in ("abfs", "abfss") and ":" not in user  # the container of an account
     return f"{scheme}://{host if keeps else name}{slash}{below}"
@@ -91,8 +115,7 @@ def list_files(uri: str) -> list[Found]:
     """The visible files a URI names, sorted: one, those below a folder, or those a glob matches. Raises DataError."""
     from pyarrow import fs
 
-    parts = urlsplit(uri)
-    store = f"{parts.scheme}://{parts.netloc}" + (f"?{parts.query}" if parts.query else "")
+    parts = _split(uri)
     files, root = _connect(uri)
     steps = root.split("/")
     fixed = next((index for index, step in enumerate(steps) if glob.has_magic(step)), None)
@@ -109,7 +132,7 @@ def list_files(uri: str) -> list[Found]:
     for info in infos:
         name = info.path[len(base) :].lstrip("/")
         if info.type == fs.FileType.File and not _HIDDEN.search(name) and matches.match(name):
-            found.append(Found(name, info.path, info.size, info.mtime_ns or 0, store))
+            found.append(Found(name, info.path, info.size, info.mtime_ns or 0, parts.store))
     return sorted(found, key=lambda each: each.name)
 
 
@@ -142,17 +165,41 @@ def state(file: SourceFile) -> tuple[int, int] | None:
     return (info.size, info.mtime_ns or 0) if info.is_file else None
 
 
+@dataclass(frozen=True)
+class _Uri:
+    """What a URI is made of."""
+
+    scheme: str
+    user: str | None
+    host: str
+    path: str
+    """With its slash, as it was written."""
+    options: tuple[tuple[str, str], ...]
+    store: str
+    """All but the path."""
+
+
+def _split(uri: str) -> _Uri:
+    scheme, _, rest = uri.partition("://")
+    first = _FIRST_OPTION.search(rest)
+    rest, query = (rest[: first.start()], rest[first.start() :]) if first is not None else (rest, "")
+    place, slash, path = rest.partition("/")
+    user, at, host = place.rpartition("@")
+    options = tuple(parse_qsl(query[1:], keep_blank_values=True))
+    return _Uri(scheme, user if at else None, host, slash + path, options, f"{scheme}://{place}{query}")
+
+
 def _connect(uri: str) -> tuple[Any, str]:
     """The store's file system, made once per process, and the path within it."""
-    parts = urlsplit(uri)
-    options = tuple(parse_qsl(parts.query))
+    parts = _split(uri)
+    path = unquote(parts.path)
     if parts.scheme == "s3":
-        path = unquote(parts.netloc + parts.path)
-        return _ask(uri, lambda: _s3(parts.netloc, options)), path
+        return _ask(uri, lambda: _s3(parts.host, parts.options)), unquote(parts.host) + path
     if parts.scheme in ("gs", "gcs"):
-        path = unquote((parts.hostname or "") + parts.path)
-        return _ask(uri, lambda: _gcs(parts.username == "anonymous", options)), path
-    return _ask(uri, lambda: _azure(uri))
+        filesystem = _ask(uri, lambda: _gcs(parts.user == "anonymous", parts.options))
+        return filesystem, unquote(parts.host) + path
+    filesystem, container = _ask(uri, lambda: _azure(parts.store))
+    return filesystem, container.rstrip("/") + path if container else path.lstrip("/")
 
 
 @functools.lru_cache(maxsize=16)
@@ -169,7 +216,7 @@ def _s3(bucket: str, options: tuple[tuple[str, str], ...]) -> Any:
         request_timeout=_REQUEST_TIMEOUT_S,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
         force_virtual_addressing=given.pop("force_virtual_addressing", "false") == "true",
-        **_known(given, "scheme", "endpoint_override", "tls_ca_file_path"),
+        **given,
     )
 
 
@@ -178,8 +225,7 @@ def _gcs(anonymous: bool, options: tuple[tuple[str, str], ...]) -> Any:
     from pyarrow import fs
 
     limit = timedelta(seconds=_REQUEST_TIMEOUT_S)
-    given = _known(dict(options), "scheme", "endpoint_override", "project_id")
-    return fs.GcsFileSystem(anonymous=anonymous, retry_time_limit=limit, **given)
+    return fs.GcsFileSystem(anonymous=anonymous, retry_time_limit=limit, **dict(options))
 
 
 @functools.lru_cache(maxsize=16)
@@ -188,13 +234,6 @@ def _azure(store: str) -> tuple[Any, str]:
 
     filesystem, path = fs.FileSystem.from_uri(store)
     return filesystem, path
-
-
-def _known(given: dict[str, str], *names: str) -> dict[str, str]:
-    other = sorted(set(given) - set(names))
-    if other:
-        raise ValueError(f"the option {other[0]} is not known; known: {', '.join(names)}")
-    return given
 
 
 def _ask(uri: str, question: Callable[[], T], *, limited: bool = True) -> T:
@@ -230,8 +269,8 @@ def _ask(uri: str, question: Callable[[], T], *, limited: bool = True) -> T:
 
 def _pattern(pattern: str) -> re.Pattern[str]:
     """A glob as an expression for whole names; a folder that matches stands for what is below it."""
-    pieces = re.split(r"(\*\*/|\*\*|\*|\[!?[^\]/]+\])", pattern)
-    known = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*"}
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]/]+\])", pattern)
+    known = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     made = []
     for piece in pieces:
         if piece.startswith("[") and piece.endswith("]"):

@@ -29,6 +29,8 @@ _FIXED = [
     ("parts", pa.list_(_PART)),
 ]
 _PLACE = [("start_char", pa.int64()), ("end_char", pa.int64())]
+COLUMNS = tuple(name for name, _ in (*_FIXED, *_PLACE))
+"""What the columns are called that a corpus has of its own: no kept field may be called so."""
 _REPEATING = ["source", "kind", "language"]
 
 

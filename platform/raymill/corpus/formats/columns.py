@@ -3,7 +3,7 @@
     template given                              kind task: what is given, and what is to be said
     `messages` [{role, content}] or
     `conversations` [{from, value}]             kind chat: one part per turn, the assistant's are learned
-    otherwise                                   the text in the column `text_field`
+    otherwise, or where these are null          the text in the column `text_field`
 
 Every reader whose records have columns ends here, so jsonl, json, csv and parquet agree on what is a document.
 """
@@ -18,9 +18,13 @@ from raymill.corpus.limits import ReadLimits, RecordError
 from raymill.corpus.sources import SourceFile
 from raymill.corpus.templates import make_parts, to_text
 
-_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-"""The roles of `messages`, and what `conversations` calls them."""
-TURNS = ("messages", "conversations")
+_ROLES = {
+    "system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant",
+    "function_call": "assistant", "tool": "tool", "function": "tool", "observation": "tool",
+}  # fmt: skip
+"""The roles of `messages`, and what `conversations` and older records call them."""
+_TURN_FIELDS = {"messages": ("role", "content"), "conversations": ("from", "value")}
+TURNS = tuple(_TURN_FIELDS)
 
 
 def to_document(
@@ -33,10 +37,8 @@ def to_document(
     try:
         if settings.template is not None:
             parts, kind = make_parts(settings.template, record), "task"
-        elif "messages" in record:
-            parts, kind = _read_turns(record["messages"], "role", "content"), "chat"
-        elif "conversations" in record:
-            parts, kind = _read_turns(record["conversations"], "from", "value"), "chat"
+        elif (column := _choose_turns(record, settings.text_field)) is not None:
+            parts, kind = _read_turns(record[column], *_TURN_FIELDS[column]), "chat"
         text = "".join(part.text for part in parts) if parts else _read_text(record, settings.text_field)
         if "\0" in text:
             raise RecordError("nul", f"a NUL character at {text.index(chr(0))}")
@@ -48,6 +50,13 @@ def to_document(
         return Document(document_id, text, kind, file.source, parts)
     columns = {name: to_text(record[name]) for name in settings.keep if record.get(name) is not None}
     return Document(document_id, text, kind, file.source, parts, columns)
+
+
+def _choose_turns(record: Mapping[str, Any], text_field: str) -> str | None:
+    """The column of the conversation; None where the text is to be read: there is no conversation, or a null beside a text."""
+    there = [column for column in TURNS if column in record]
+    given = next((column for column in there if record[column] is not None), None)
+    return given or (there[0] if there and record.get(text_field) is None else None)
 
 
 def _read_text(record: Mapping[str, Any], text_field: str) -> str:
@@ -70,9 +79,20 @@ def _read_turns(turns: Any, role_field: str, text_field: str) -> tuple[Part, ...
         role, text = turn.get(role_field), turn.get(text_field)
         if not isinstance(role, str) or role not in _ROLES:
             raise RecordError("unknown_role", f"turn {number} is by {str(role)[:60]!r}; known: {', '.join(_ROLES)}")
+        if isinstance(text, list):
+            text = _join_pieces(text, number)
         if not isinstance(text, str):
             raise RecordError("bad_turn", f"turn {number} has {text_field!r} {type(text).__name__}, not text")
         parts.append(Part(text, _ROLES[role], _ROLES[role] == "assistant"))
     if not any(part.learn for part in parts):
         raise RecordError("no_answer", "no turn is the assistant's, so there is nothing to learn")
     return tuple(parts)
+
+
+def _join_pieces(pieces: list[Any], number: int) -> str:
+    """The text of a turn given as [{type: text, text: ...}]."""
+    for piece in pieces:
+        kind = piece.get("type") if isinstance(piece, dict) else type(piece).__name__
+        if not isinstance(piece, dict) or kind != "text" or not isinstance(piece.get("text"), str):
+            raise RecordError("bad_turn", f"turn {number} holds a piece that is no text: {str(kind)[:60]!r}")
+    return "".join(piece["text"] for piece in pieces)

@@ -7,8 +7,8 @@ its average, or whose writer made single pages of hundreds of MiB. Costs: 500 MB
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,25 +16,69 @@ import pyarrow.parquet as pq
 from raymill.corpus import storage
 from raymill.corpus.document import Record, Unreadable
 from raymill.corpus.formats.columns import TURNS, to_document
+from raymill.corpus.formats.unpack import REFUSALS
 from raymill.corpus.limits import ReadLimits
 from raymill.corpus.sources import SourceFile
 
 _BATCH_BYTES, _BATCH_ROWS = 4 << 20, 4096
 _BUFFER_BYTES = 1 << 20
+_DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
+T = TypeVar("T")
 
 
 def read(file: SourceFile, limits: ReadLimits) -> Iterator[Record]:
     """Every row of the row groups that begin in the file's range. Unreadable rows say their row's number."""
     try:
-        with storage.open_arrow(file) as opened:
-            source = pq.ParquetFile(opened, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-            yield from _read_groups(file, limits, source)
-    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        opened = storage.open_arrow(file)
+    except REFUSALS as error:
         if file.start == 0:  # said once, not by every range
-            yield Unreadable(file.name, None, 0, _reason(error), _first_line(error))
+            yield Unreadable(file.name, None, 0, "unreadable", _first_line(error))
+        return
+    with opened:
+        watched = _Watched(opened)
+        try:
+            source = pq.ParquetFile(pa.PythonFile(watched, "r"), buffer_size=_BUFFER_BYTES, pre_buffer=False)
+            yield from _read_groups(file, limits, source, watched)
+        except _DAMAGE as error:
+            watched.check()
+            if file.start == 0:
+                yield Unreadable(file.name, None, 0, "damaged_parquet", _first_line(error))
 
 
-def _read_groups(file: SourceFile, limits: ReadLimits, source: pq.ParquetFile) -> Iterator[Record]:
+class _Watched:
+    """An open file that remembers what its disk or store failed with: pyarrow tells of damage in the same exceptions."""
+
+    def __init__(self, opened: pa.NativeFile) -> None:
+        self._opened = opened
+        self._fault: OSError | None = None
+        self.closed = False
+
+    def check(self) -> None:
+        """Raises what reading failed with, if it did."""
+        if self._fault is not None:
+            raise self._fault
+
+    def read(self, size: int = -1) -> bytes:
+        return self._watch(lambda: self._opened.read(None if size < 0 else size))
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._watch(lambda: self._opened.seek(offset, whence))
+
+    def tell(self) -> int:
+        return self._watch(self._opened.tell)
+
+    def close(self) -> None:
+        self.closed = True  # the reader's; who opened the file closes it
+
+    def _watch(self, ask: Callable[[], T]) -> T:
+        try:
+            return ask()
+        except OSError as error:
+            self._fault = error
+            raise
+
+
+def _read_groups(file: SourceFile, limits: ReadLimits, source: pq.ParquetFile, watched: _Watched) -> Iterator[Record]:
     columns = _choose_columns(file, source.schema_arrow.names)
     if not columns:
         if file.start == 0:
@@ -47,7 +91,7 @@ def _read_groups(file: SourceFile, limits: ReadLimits, source: pq.ParquetFile) -
         group = source.metadata.row_group(number)
         begin = _begin(group, file.size_bytes)
         if file.start <= begin < stop:
-            yield from _read_group(file, limits, source, number, columns, first_row, begin)
+            yield from _read_group(file, limits, source, watched, number, columns, first_row, begin)
         first_row += group.num_rows
 
 
@@ -55,6 +99,7 @@ def _read_group(
     file: SourceFile,
     limits: ReadLimits,
     source: pq.ParquetFile,
+    watched: _Watched,
     number: int,
     columns: list[str],
     first_row: int,
@@ -71,8 +116,9 @@ def _read_group(
                 else:
                     yield Unreadable(file.name, row, begin, "not_utf8", record)
                 row += 1
-    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
-        yield Unreadable(file.name, row, begin, _reason(error), _first_line(error))
+    except _DAMAGE as error:
+        watched.check()
+        yield Unreadable(file.name, row, begin, "damaged_parquet", _first_line(error))
 
 
 def _choose_columns(file: SourceFile, names: list[str]) -> list[str]:
@@ -81,7 +127,7 @@ def _choose_columns(file: SourceFile, names: list[str]) -> list[str]:
     if settings.template is not None:
         wanted = set(settings.template.columns)
     else:
-        wanted = {next((name for name in TURNS if name in names), settings.text_field)}
+        wanted = {*TURNS, settings.text_field}  # each row is read from the first of these that it holds
     if not wanted & set(names):
         return []
     return [name for name in names if name in wanted | set(settings.keep)]
@@ -113,10 +159,6 @@ def _records(batch: pa.RecordBatch) -> list[dict[str, Any] | str]:
             except UnicodeDecodeError as error:
                 records.append(f"byte 0x{error.object[error.start]:02x}")
         return records
-
-
-def _reason(error: Exception) -> str:
-    return "unreadable" if isinstance(error, PermissionError) else "damaged_parquet"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """The bytes of a file in steps, unpacked: plain, gzip (any number of members) or zstd (any number of frames).
 
-Memory: one step. A cut or damaged archive gives all that comes before the fault, then `BrokenFileError`.
+Memory: one step. A cut or damaged archive gives all that comes before the fault, then `BrokenFileError`; so does a file
+that may not be read. Any other OSError (a disk or store that fails now) is left to be seen: the work can be done again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import zstandard
 from raymill.corpus import storage
 from raymill.corpus.sources import SourceFile
 
+REFUSALS = (PermissionError, IsADirectoryError)
+"""What a file answers now and will answer the next time; any other OSError may be gone by then."""
 # One step of input may unpack to 32,000 times its size (zstd), so it is small: at most 64 MiB come out of a step.
 _STEP_BYTES = {"plain": 1 << 20, "gz": 1 << 14, "zst": 1 << 11}
 
@@ -38,7 +41,7 @@ class _Unpacker(Protocol):
 
 
 def chunks(file: SourceFile, start: int = 0) -> Iterator[bytes]:
-    """The unpacked bytes of a file, of a plain one from `start` on. Raises BrokenFileError."""
+    """The unpacked bytes of a file, of a plain one from `start` on. Raises BrokenFileError, and OSError when it fails now."""
     unpacker: _Unpacker | None = None
     try:
         raw = storage.open_file(file)
@@ -58,7 +61,7 @@ def chunks(file: SourceFile, start: int = 0) -> Iterator[bytes]:
             raw.close()
     except (zlib.error, zstandard.ZstdError) as error:
         raise BrokenFileError("damaged_archive", str(error)[:200]) from None
-    except OSError as error:
+    except REFUSALS as error:
         raise BrokenFileError("unreadable", error.strerror or str(error)[:200]) from None
     if unpacker is not None or (file.packing != "plain" and file.size_bytes == 0):
         raise BrokenFileError("damaged_archive", "it ends too early")

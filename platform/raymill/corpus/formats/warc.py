@@ -18,7 +18,7 @@ from raymill.corpus.formats.http import parse_headers, parse_response
 from raymill.corpus.formats.members import Members
 from raymill.corpus.formats.stream import ByteStream
 from raymill.corpus.formats.text import decode
-from raymill.corpus.formats.unpack import BrokenFileError, chunks
+from raymill.corpus.formats.unpack import REFUSALS, BrokenFileError, chunks
 from raymill.corpus.formats.whole import page_to_document
 from raymill.corpus.limits import ReadLimits, RecordError
 from raymill.corpus.sources import SourceFile
@@ -54,7 +54,7 @@ def read(file: SourceFile, limits: ReadLimits) -> Iterator[Record]:
             stream = ByteStream(chunks(file, begin), begin, file.size_bytes, lambda offset: chunks(file, offset))
             if file.start == 0 or stream.find(_BEHIND_BLANK, file.stop):
                 yield from _read_records(file, limits, stream, str, file.stop)
-    except (BrokenFileError, OSError) as error:
+    except (BrokenFileError, *REFUSALS) as error:
         detail = error.detail if isinstance(error, BrokenFileError) else error.strerror or str(error)[:200]
         yield Unreadable(file.name, None, file.start, "unreadable", detail)
 
