@@ -142,7 +142,12 @@ TOOLS = {
 
 @pytest.mark.parametrize("shape", TOOLS)
 def test_what_a_tool_says_is_given_and_its_call_is_learned(read_file: ReadFile, shape: str) -> None:
-    said = [("How far?", "user", False), ("f()", "assistant", True), ("3", "tool", False), ("3 miles", "assistant", True)]
+    said = [
+        ("How far?", "user", False),
+        ("f()", "assistant", True),
+        ("3", "tool", False),
+        ("3 miles", "assistant", True),
+    ]
     (document,) = read_file("a.jsonl", json.dumps({shape: TOOLS[shape]}).encode())
     assert isinstance(document, Document)
     assert [(part.text, part.role, part.learn) for part in document.parts] == said

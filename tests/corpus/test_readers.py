@@ -239,7 +239,9 @@ EVERY_FORMAT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "I/O error"), TimeoutError(errno.ETIMEDOUT, "late"), OSError("AWS Error")])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "I/O error"), TimeoutError(errno.ETIMEDOUT, "late"), OSError("AWS Error")]
+)
 @pytest.mark.parametrize("name", EVERY_FORMAT)
 def test_a_disk_or_store_that_fails_now_is_told(
     read_file: ReadFile, monkeypatch: pytest.MonkeyPatch, name: str, error: OSError

@@ -198,7 +198,10 @@ def test_a_question_mark_is_any_character_and_a_hash_is_itself(endpoint: str, bu
     assert names(endpoint, "shelf/marks/b[?]x=1.txt") == ["b?x=1.txt"]
     (file,) = list_files([Source(path=uri(endpoint, "shelf/marks/a#1.txt"))])
     assert [record.text for record in read(file, LIMITS) if isinstance(record, Document)] == ["a#1.txt"]
-    assert (file.shown, Source(path="s3://shelf/a#?.txt?region=x").shown) == ("s3://shelf/marks/a#1.txt", "s3://shelf/a#?.txt")
+    assert (file.shown, Source(path="s3://shelf/a#?.txt?region=x").shown) == (
+        "s3://shelf/marks/a#1.txt",
+        "s3://shelf/a#?.txt",
+    )
 
 
 @pytest.mark.parametrize(

@@ -239,3 +239,10 @@ def test_documents_are_read_from_a_corpus_file_by_any_column(tmp_path: Path) -> 
     with pytest.raises(DataError, match="no column topic") as error:
         read_documents(tmp_path / "train-00000.parquet", lengths, asked.model_copy(update={"by": "topic"}))
     assert "id, text, language" in (error.value.why or "")
+
+
+def test_a_null_is_no_name(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.parquet"
+    pq.write_table(pa.table({"id": ["1", "2", "3"], "source": pa.array(["None", None, "a"])}), path)
+    wanted = Mixture(weights={"None": 1.0, "a": 1.0}, tokens=2)
+    assert read_documents(path, np.ones(3, np.uint32), wanted).groups.tolist() == [0, -1, 1]
