@@ -134,7 +134,8 @@ def read_documents(corpus_file: Path, lengths: NDArray[np.uint32], mixture: Mixt
     assert table.num_rows == len(lengths), (corpus_file, table.num_rows, len(lengths))
     numbers = {name: number for number, name in enumerate(sorted(mixture.weights))}
     values = table[mixture.by].to_pylist()
-    groups = np.fromiter((-1 if value is None else numbers.get(str(value), -1) for value in values), np.int16, len(values))
+    found = (-1 if value is None else numbers.get(str(value), -1) for value in values)  # null is no name
+    groups = np.fromiter(found, np.int16, len(values))
     digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in table["id"].to_pylist())
     keys = np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
     return ShardDocuments(np.asarray(lengths, np.uint32), groups, keys)

@@ -59,13 +59,16 @@ class _Watched:
             raise self._fault
 
     def read(self, size: int = -1) -> bytes:
-        return self._watch(lambda: self._opened.read(None if size < 0 else size))
+        data: bytes = self._watch(lambda: self._opened.read(None if size < 0 else size))
+        return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return self._watch(lambda: self._opened.seek(offset, whence))
+        at: int = self._watch(lambda: self._opened.seek(offset, whence))
+        return at
 
     def tell(self) -> int:
-        return self._watch(self._opened.tell)
+        at: int = self._watch(self._opened.tell)
+        return at
 
     def close(self) -> None:
         self.closed = True  # the reader's; who opened the file closes it
