@@ -31,6 +31,7 @@ from raymill.corpus.card import Lengths
 from raymill.corpus.cleaning import Steps, clean, make_excerpt
 from raymill.corpus.dedup import SIGNATURE_WIDTH, sign
 from raymill.corpus.document import Document, Record, Unreadable
+from raymill.corpus.formats.unpack import REFUSALS
 from raymill.corpus.limits import ReadLimits
 from raymill.corpus.measures import Hashes
 from raymill.corpus.readers import read
@@ -197,7 +198,7 @@ def _hash_input(file: SourceFile) -> str:
             while left and (step := data.read(min(left, _HASH_STEP_BYTES))):
                 digest.update(step)
                 left -= len(step)
-    except OSError as error:
+    except REFUSALS as error:
         return f"unreadable: {error.strerror}"
     return digest.hexdigest()
 
