@@ -1,6 +1,7 @@
 """The model computes what its papers say, and its weights survive the disk."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def test_without_documents_the_causal_kernel_runs_and_no_mask(
     model: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds: list[tuple[bool, bool]] = []
-    attend = torch.nn.functional.scaled_dot_product_attention
+    attend: Callable[..., torch.Tensor] = torch.nn.functional.scaled_dot_product_attention
 
     def spy(*qkv: torch.Tensor, **options: Any) -> torch.Tensor:
         kinds.append((options["attn_mask"] is None, options["is_causal"]))

