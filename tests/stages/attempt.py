@@ -90,7 +90,7 @@ def map_here(draw: random.Random) -> Callable[..., Iterator[Any]]:
 if __name__ == "__main__":
     job, storage, seed, *trouble = sys.argv[1:]
     made = Trouble(storage, int(trouble[0]) if trouble else 0, trouble[1] if trouble else "")
-    raymill.cluster.data.map_items = map_here(random.Random(int(seed)))  # type: ignore[assignment]
+    raymill.cluster.data.map_items = map_here(random.Random(int(seed)))
     os.fsync = made.on_sync  # type: ignore[assignment]
     sys.addaudithook(made.on_event)
     sys.argv = ["raymill", "run", job, "--set", f"cluster.storage={storage}"]

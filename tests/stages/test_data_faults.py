@@ -273,8 +273,12 @@ def disk(folder: Path) -> Iterator[Callable[[str], None]]:
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no disk can be mounted here")
+
+    def remount(options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+
     try:
-        yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True) and None
+        yield remount
     finally:
         subprocess.run(["umount", str(folder)], check=True)
 
