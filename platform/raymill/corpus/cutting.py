@@ -128,7 +128,8 @@ def _decode(text: Bytes, start: Any, end: Any, points: Any, places: Any) -> Any:
     """
     chars, at = 0, start
     while at < end:
-        byte, width = np.int64(text[at]), 1
+        byte: Any = np.int64(text[at])
+        width: Any = 1
         if byte >= 0xC0:
             width = 2 + (byte >= 0xE0) + (byte >= 0xF0)
             byte &= 0xFF >> (width + 1)
@@ -159,7 +160,8 @@ def _emit(
 ) -> Any:
     """Adds the characters from `start` to `end` as a word."""
     value = hash_word(text, places[start], places[end])
-    some, every = 0, PUNCTUATION | (ENDS_SENTENCE if end - start == 1 else 0)
+    some: Any = 0
+    every: Any = PUNCTUATION | (ENDS_SENTENCE if end - start == 1 else 0)
     for at in range(start, end):
         each = np.int64(flags[points[at]])
         some |= each
