@@ -13,6 +13,8 @@ import base64
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from raymill.artifact import write_atomic
 
 SAMPLES_PER_REASON = 5
 EXCERPT_CHARS = 300
@@ -168,6 +172,11 @@ def render_card(card: Mapping[str, Any]) -> str:
         drawing=_trusted(drawing),
         policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {_hash(library)} {_hash(drawing)}",
     )
+
+
+def write_page(folder: Path) -> None:
+    """Renders `card.json` of a folder to `card.html` in a process of its own: plotly holds 60 MB until its end."""
+    subprocess.run([sys.executable, "-m", "raymill.corpus.card", str(folder)], check=True)
 
 
 def size_in_words(size_bytes: int) -> str:
@@ -381,3 +390,8 @@ def _trusted(markup: str) -> Any:
 def _hash(script: str) -> str:
     """A script as the content security policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+if __name__ == "__main__":
+    _folder = Path(sys.argv[1])
+    write_atomic(_folder / "card.html", render_card(json.loads((_folder / "card.json").read_bytes())))

@@ -7,7 +7,7 @@
     quarantine-N.jsonl             records that hold no text
     clean-N.json                   the account; written last: where it lies the shard is done
 
-Nothing depends on time, on order or on how many run at once, so neither do the bytes written. Memory: one row group (4 MiB
+Nothing depends on time, on order or on how many run at once, so neither do the bytes written. Memory: one row group (2 MiB
 of text).
 """
 
@@ -42,7 +42,7 @@ from raymill.corpus.table import Rows, describe_parts, open_writer, schema_of
 Samples = dict[str, list[dict[str, Any]]]
 """A few dropped documents by reason."""
 SAMPLES_PER_REASON = 5
-_ROW_GROUP_BYTES = 4 << 20
+_ROW_GROUP_BYTES = 2 << 20
 _HASH_STEP_BYTES = 1 << 20
 
 

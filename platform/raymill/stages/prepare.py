@@ -145,7 +145,7 @@ def source_state(config: Config) -> str:
 
 def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     """Reads the sources and publishes the corpus."""
-    from raymill.corpus.card import render_card
+    from raymill.corpus.card import write_page
     from raymill.corpus.decision import decide
     from raymill.corpus.split_pass import join_quarantine, read_split_reports
 
@@ -171,13 +171,13 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     write_atomic(goal / "index.json", json.dumps({"files": made.files}, indent=1) + "\n")
     card = _card(config, listed, decision, made)
     write_atomic(goal / "card.json", json.dumps(card, indent=1) + "\n")
-    write_atomic(goal / "card.html", render_card(card))
+    write_page(goal)
     return inputs.publish("prepare", GIVES, config, _summary(decision.account, figures), figures)
 
 
 def _shard_bytes(config: Config, total_bytes: int) -> int:
-    """Small enough to keep all workers busy, large enough that a terabyte is 16,384 tasks."""
-    mib = config.shard_mib or min(64.0, max(2.0, total_bytes / 2**20 / 256))
+    """A task costs Ray about 40 ms on two cores, so they are few; a terabyte still makes 16,384 of them."""
+    mib = config.shard_mib or min(64.0, max(2.0, total_bytes / 2**20 / 24))
     return int(mib * 2**20)
 
 
