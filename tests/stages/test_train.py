@@ -23,7 +23,7 @@ from raymill.stages import train
 from raymill.stages.contract import Inputs
 from raymill.training.loop import Hooks
 from raymill.training.loop import train as train_model
-from raymill.training.parallel import Worker
+from raymill.training.parallel.worker import Worker
 
 CONFIG = train.Config(
     model=ModelConfig(num_layers=1, model_dim=32, num_heads=2, num_kv_heads=1, hidden_dim=48, max_seq_len=32),

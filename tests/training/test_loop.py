@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from raymill.config import override
 from raymill.dataset.loader import IGNORE, Batch, Loader
 from raymill.dataset.shards import TokenStream
 from raymill.errors import DataError, UsageError
@@ -21,7 +22,7 @@ from raymill.training.checkpoint import CHECKPOINTS, newest_checkpoint
 from raymill.training.config import TrainingConfig
 from raymill.training.loop import Hooks, train
 from raymill.training.metrics import METRICS, StepMetrics
-from raymill.training.parallel import Worker
+from raymill.training.parallel.worker import Worker
 
 VOCAB = 64
 ALONE = Worker(0, 1, torch.device("cpu"))
@@ -74,7 +75,7 @@ def test_the_loss_is_the_mean_over_the_learned_targets_of_the_whole_step(
     loader = Loader(TokenStream(documents, "train"), seq_len=16, global_batch_size=8, seed=0, packing=packing)
     batch = loader.batch(0, 0, 8)
     assert (batch.targets_BT == IGNORE).all(1).any()  # a microbatch of 1 has nothing to learn
-    documents_BT = batch.documents_BT if packing == "best_fit" else None
+    documents_BT = batch.documents_BT
     logs_BTV = model(batch.inputs_BT, documents_BT).log_softmax(-1)
     nats = [-logs_BTV[place][target] for place, target in _learned(batch)]
     loss = torch.stack(nats).mean()
@@ -241,7 +242,26 @@ def test_a_loss_that_is_not_finite_stops_the_run(config: TrainingConfig, tokens:
         train(config.model_copy(update={"optimizer": optimizer}), tokens, tmp_path, ALONE, HOOKS)
 
 
-def test_a_batch_that_does_not_divide_is_refused(config: TrainingConfig) -> None:
-    with pytest.raises(UsageError, match="global_batch_size 8 does not divide over 3 workers"):
-        config.check_layout(3)
-    config.check_layout(2)
+@pytest.mark.parametrize(
+    ("settings", "workers", "what"),
+    [
+        ({"microbatch_size": 3}, 1, "microbatch_size 3 does not divide"),
+        ({}, 5, "which do not divide over 5 copies"),
+        ({"layout": {"data": "fsdp"}}, 3, "which do not divide over 3 copies"),
+        ({"layout": {"tensor": 2}}, 3, "not a multiple of tensor x pipeline x context = 2"),
+        ({"layout": {"tensor": 4}}, 4, "num_heads 2 does not divide over 4 workers"),
+        ({"layout": {"pipeline": 2}}, 2, "num_layers 1 does not divide over 2 workers"),
+        ({"layout": {"context": 3}}, 3, "max_seq_len 16 does not divide over 3 workers"),
+        ({"layout": {"data": "hsdp", "shard": 3}}, 4, "layout.shard 3 does not divide the 4 workers"),
+    ],
+)
+def test_a_layout_that_does_not_divide_is_refused(
+    config: TrainingConfig, settings: dict[str, object], workers: int, what: str
+) -> None:
+    with pytest.raises(UsageError, match=what) as error:
+        override(config, settings).check_layout(workers)
+    assert "train." in error.value.fix
+
+
+def test_ddp_takes_workers_that_the_microbatches_do_not_divide_over(config: TrainingConfig) -> None:
+    config.check_layout(3)

@@ -20,7 +20,7 @@ class KvCache:
     """Keys are stored rotated."""
 
     def __init__(self, config: ModelConfig, num_slots: int, device: torch.device | None = None) -> None:
-        shape = (num_slots, 2 * config.num_kv_heads, config.max_seq_len, config.head_dim)
+        shape = (num_slots, 2 * config.num_kv_heads, config.max_seq_len, config.head_width)
         self.num_slots = num_slots
         self._heads = config.num_kv_heads
         # zeros, not empty: attention multiplies what no one wrote yet by zero, and NaN times zero is NaN.
@@ -38,7 +38,7 @@ class KvCache:
 
 def slot_bytes(config: ModelConfig) -> int:
     """Memory of one slot."""
-    return 8 * config.num_layers * config.num_kv_heads * config.max_seq_len * config.head_dim
+    return 8 * config.num_layers * config.num_kv_heads * config.max_seq_len * config.head_width
 
 
 def fit_slots(config: ModelConfig, wanted: int, max_bytes: int) -> int:

@@ -1,39 +1,89 @@
-"""The shape of a model, and its Hugging Face `config.json`."""
+"""The shape of a model: one decoder family, by config. No torch here."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from raymill.config import Config
 
+Architecture = Literal["llama", "mistral", "qwen2", "qwen3", "gpt2"]
+
+
+class RopeScaling(Config):
+    """How rotary angles are stretched beyond the length a model was first trained at."""
+
+    kind: Literal["linear", "llama3", "yarn"] = "linear"
+    """linear: positions divided by the factor; llama3: only slow frequencies; yarn: Peng et al. 2023."""
+    factor: Annotated[float, Field(ge=1, le=1024)] = 1.0
+    """Longest sequence over the original one."""
+    original_max_seq_len: Annotated[int, Field(ge=8)] | None = None
+    """Longest sequence of the first training, tokens; llama3 and yarn need it."""
+    low_freq_factor: Annotated[float, Field(gt=0)] = 1.0
+    """llama3: wavelengths longer than original_max_seq_len over this are stretched fully."""
+    high_freq_factor: Annotated[float, Field(gt=0)] = 4.0
+    """llama3: wavelengths shorter than original_max_seq_len over this are left alone."""
+    beta_fast: Annotated[float, Field(gt=0)] = 32.0
+    """yarn: turns within the original length above which a frequency is left alone."""
+    beta_slow: Annotated[float, Field(gt=0)] = 1.0
+    """yarn: turns below which a frequency is stretched fully."""
+
+    @model_validator(mode="after")
+    def _original(self) -> Self:
+        if self.kind != "linear" and self.original_max_seq_len is None:
+            raise ValueError(f"rope_scaling {self.kind} has no original_max_seq_len; fix: set it")
+        return self
+
+
+class InitConfig(Config):
+    """The draw of the first weights."""
+
+    name: Literal["normal", "scaled", "xavier", "kaiming"] = "scaled"
+    """normal: std everywhere; scaled: std, and std / sqrt(2 num_layers) into the residual (GPT-2); xavier: variance
+    2 / (inputs + outputs) (Glorot and Bengio 2010); kaiming: variance 1 / inputs (He et al. 2015, linear gain)."""
+    std: Annotated[float, Field(gt=0, le=1)] = 0.02
+    """Standard deviation of embeddings, and of matrices under normal and scaled."""
+    zero_projections: bool = False
+    """Start the two projections into the residual at zero, so that every block begins as the identity."""
+
 
 class ModelConfig(Config):
-    """A Llama-family decoder: RoPE, RMSNorm, SwiGLU, grouped-query attention. vocab_size comes from the tokenizer."""
+    """A decoder. vocab_size comes from the tokenizer."""
 
+    architecture: Architecture = "llama"
+    """Hugging Face family. llama, mistral: RoPE, RMSNorm, SwiGLU; qwen2: and biases on q, k, v; qwen3: and a norm on q
+    and k instead; gpt2: learned positions, LayerNorm, GELU, biases."""
     num_layers: Annotated[int, Field(ge=1, le=1024)] = 4
     """Transformer blocks."""
     model_dim: Annotated[int, Field(ge=8, le=65536)] = 256
     """Width of the residual stream."""
     num_heads: Annotated[int, Field(ge=1, le=1024)] = 4
-    """Query heads; head_dim is model_dim / num_heads and must be even."""
+    """Query heads."""
     num_kv_heads: Annotated[int, Field(ge=1, le=1024)] = 2
-    """Key and value heads; divides num_heads."""
+    """Key and value heads; divides num_heads. gpt2 has as many as num_heads."""
+    head_dim: Annotated[int, Field(ge=2, le=1024, multiple_of=2)] | None = None
+    """Width of a head; none means model_dim / num_heads. Not for gpt2."""
     hidden_dim: Annotated[int, Field(ge=8, le=262144)] = 704
-    """Width inside the SwiGLU feed-forward."""
+    """Width inside the feed-forward."""
     max_seq_len: Annotated[int, Field(ge=8, le=1048576)] = 256
     """Longest sequence, tokens."""
+    sliding_window: Annotated[int, Field(ge=1)] | None = None
+    """Positions a query sees, itself included; none means all before it. mistral, qwen2 and qwen3 only."""
     rope_theta: Annotated[float, Field(gt=1)] = 10000.0
     """Base of the rotary angles."""
+    rope_scaling: RopeScaling | None = None
+    """How rotary angles are stretched; none means not."""
     norm_eps: Annotated[float, Field(gt=0, lt=0.1)] = 1e-5
-    """Added under the root in RMSNorm."""
+    """Added under the root in norms."""
     tie_embeddings: bool = True
     """Use the embedding matrix as the output head."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of attention weights, block outputs and (gpt2) embeddings dropped in training."""
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
-        if self.model_dim % self.num_heads or (self.model_dim // self.num_heads) % 2:
+        if self.head_dim is None and (self.model_dim % self.num_heads or (self.model_dim // self.num_heads) % 2):
             raise ValueError(
                 f"model_dim {self.model_dim} over num_heads {self.num_heads} is not an even whole number; "
                 f"fix: set model_dim to a multiple of {2 * self.num_heads}"
@@ -45,16 +95,55 @@ class ModelConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _fits_the_architecture(self) -> Self:
+        gpt2 = self.architecture == "gpt2"
+        if gpt2 and self.num_kv_heads != self.num_heads:
+            raise ValueError(f"gpt2 has no grouped queries; fix: set num_kv_heads to {self.num_heads}")
+        if gpt2 and self.head_dim is not None:
+            raise ValueError("gpt2 has no head_dim of its own; fix: leave it out")
+        if gpt2 and self.rope_scaling is not None:
+            raise ValueError("gpt2 has learned positions, no RoPE; fix: leave rope_scaling out")
+        if self.sliding_window is not None and self.architecture in ("llama", "gpt2"):
+            raise ValueError(
+                f"{self.architecture} has no sliding window; fix: leave it out, or set architecture to mistral or qwen3"
+            )
+        return self
+
     @property
-    def head_dim(self) -> int:
-        return self.model_dim // self.num_heads
+    def head_width(self) -> int:
+        """C, the width of a head."""
+        return self.head_dim or self.model_dim // self.num_heads
+
+    @property
+    def qkv_bias(self) -> bool:
+        return self.architecture in ("qwen2", "gpt2")
+
+    @property
+    def qk_norm(self) -> bool:
+        return self.architecture == "qwen3"
+
+    @property
+    def gated(self) -> bool:
+        """SwiGLU rather than GELU."""
+        return self.architecture != "gpt2"
+
+    @property
+    def rotary(self) -> bool:
+        """RoPE rather than learned positions."""
+        return self.architecture != "gpt2"
 
     def num_parameters(self, vocab_size: int) -> int:
         """Parameters of the model, embeddings counted once when tied."""
-        attention = self.model_dim * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
-        block = attention + 3 * self.model_dim * self.hidden_dim + 2 * self.model_dim
-        embeddings = vocab_size * self.model_dim * (1 if self.tie_embeddings else 2)
-        return self.num_layers * block + embeddings + self.model_dim
+        dim, width = self.model_dim, self.head_width
+        queries, keys = self.num_heads * width, self.num_kv_heads * width
+        attention = dim * (2 * queries + 2 * keys) + (2 * width if self.qk_norm else 0)
+        attention += (queries + 2 * keys if self.qkv_bias else 0) + (0 if self.gated else dim)
+        feed_forward = (3 if self.gated else 2) * dim * self.hidden_dim + (0 if self.gated else dim + self.hidden_dim)
+        norm = dim if self.gated else 2 * dim
+        embeddings = vocab_size * dim * (1 if self.tie_embeddings else 2)
+        embeddings += 0 if self.rotary else self.max_seq_len * dim
+        return self.num_layers * (attention + feed_forward + 2 * norm) + embeddings + norm
 
     def to_hugging_face(self, vocab_size: int, end_id: int) -> dict[str, Any]:
         """The `config.json` that transformers reads for LlamaForCausalLM."""
@@ -66,7 +155,7 @@ class ModelConfig(Config):
             "hidden_size": self.model_dim,
             "num_attention_heads": self.num_heads,
             "num_key_value_heads": self.num_kv_heads,
-            "head_dim": self.head_dim,
+            "head_dim": self.head_width,
             "intermediate_size": self.hidden_dim,
             "max_position_embeddings": self.max_seq_len,
             "rope_theta": self.rope_theta,

@@ -6,12 +6,17 @@ Shapes: B batch, T sequence, D model_dim, H num_heads, K num_kv_heads, C head_di
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from raymill.model.attention import attend
 from raymill.model.config import ModelConfig
+
+Objective = Callable[[Tensor, nn.Linear], Tensor]
+"""Takes the normed hidden states (B, T, D) and the output head; returns the summed loss."""
 
 
 class RMSNorm(nn.Module):
@@ -27,26 +32,22 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
-        self.q_proj = nn.Linear(config.model_dim, config.num_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.model_dim, config.num_kv_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.model_dim, config.num_kv_heads * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.model_dim, bias=False)
+        self.head_width = config.head_width
+        self.q_proj = nn.Linear(config.model_dim, config.num_heads * config.head_width, bias=False)
+        self.k_proj = nn.Linear(config.model_dim, config.num_kv_heads * config.head_width, bias=False)
+        self.v_proj = nn.Linear(config.model_dim, config.num_kv_heads * config.head_width, bias=False)
+        self.o_proj = nn.Linear(config.num_heads * config.head_width, config.model_dim, bias=False)
 
-    def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, seen_B1TT: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, documents_BT: Tensor | None) -> Tensor:
         batch, length, _ = x_BTD.shape
-        q_BHTC = self.q_proj(x_BTD).view(batch, length, -1, self.head_dim).transpose(1, 2)
-        k_BKTC = self.k_proj(x_BTD).view(batch, length, -1, self.head_dim).transpose(1, 2)
-        v_BKTC = self.v_proj(x_BTD).view(batch, length, -1, self.head_dim).transpose(1, 2)
-        y_BHTC = functional.scaled_dot_product_attention(
-            rotate(q_BHTC, cos_TC, sin_TC),
-            rotate(k_BKTC, cos_TC, sin_TC),
-            v_BKTC,
-            attn_mask=seen_B1TT,
-            is_causal=seen_B1TT is None,
-            enable_gqa=True,
+        q_BTHC = self.q_proj(x_BTD).view(batch, length, -1, self.head_width)
+        k_BTKC = self.k_proj(x_BTD).view(batch, length, -1, self.head_width)
+        v_BTKC = self.v_proj(x_BTD).view(batch, length, -1, self.head_width)
+        cos_T1C, sin_T1C = cos_TC[:, None], sin_TC[:, None]
+        y_BTHC = attend(
+            rotate(q_BTHC, cos_T1C, sin_T1C), rotate(k_BTKC, cos_T1C, sin_T1C), v_BTKC, documents_BT=documents_BT
         )
-        y_BTD: Tensor = self.o_proj(y_BHTC.transpose(1, 2).reshape(batch, length, -1))
+        y_BTD: Tensor = self.o_proj(y_BTHC.reshape(batch, length, -1))
         return y_BTD
 
 
@@ -70,8 +71,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.model_dim, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, seen_B1TT: Tensor | None) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_TC, sin_TC, seen_B1TT)
+    def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, documents_BT: Tensor | None) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_TC, sin_TC, documents_BT)
         y_BTD: Tensor = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
         return y_BTD
 
@@ -116,34 +117,25 @@ class Transformer(nn.Module):
                 std = residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
                 parameter.normal_(0.0, std, generator=generator)
 
-    def forward(self, ids_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-        """ids_BT int64, T at most max_seq_len -> logits_BTV.
+    def forward(self, ids_BT: Tensor, documents_BT: Tensor | None = None, objective: Objective | None = None) -> Tensor:
+        """ids_BT int64, T at most max_seq_len -> logits_BTV, or what the objective makes of the last hidden states.
 
-        A position sees those before it and itself; with documents_BT, only those of its own document number.
+        A position sees those before it and itself; with documents_BT, only those of its own document number. An
+        objective stands here, inside forward, because some layouts hold the head's weight whole only while it runs.
         """
-        seen_B1TT = None if documents_BT is None else seen_within_documents(documents_BT)
         length = ids_BT.shape[1]
         cos_TC, sin_TC = self.cos_TC[:length], self.sin_TC[:length]
         x_BTD = self.model.embed_tokens(ids_BT)
         for block in self.model.layers:
-            x_BTD = block(x_BTD, cos_TC, sin_TC, seen_B1TT)
-        logits_BTV: Tensor = self.lm_head(self.model.norm(x_BTD))
-        return logits_BTV
-
-
-def seen_within_documents(documents_BT: Tensor) -> Tensor:
-    """Which keys each query sees, (B, 1, T, T) bool: those of its document up to itself, so never none.
-
-    Positions are not counted anew per document: rotary scores depend on the distance of query and key alone.
-    Costs T x T bytes a sequence; on one core a training step takes about 1.1 (T 256) to 1.3 times (T 2,048) as long.
-    """
-    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
-    return same_BTT.tril()[:, None]
+            x_BTD = block(x_BTD, cos_TC, sin_TC, documents_BT)
+        x_BTD = self.model.norm(x_BTD)
+        result: Tensor = self.lm_head(x_BTD) if objective is None else objective(x_BTD, self.lm_head)
+        return result
 
 
 def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and sin of position times frequency, each (max_seq_len, head_dim), halves repeated (RoFormer, Llama layout)."""
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+    half = torch.arange(0, config.head_width, 2, dtype=torch.float64) / config.head_width
     angles = torch.outer(torch.arange(config.max_seq_len, dtype=torch.float64), config.rope_theta**-half)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos().float(), angles.sin().float()

@@ -192,7 +192,7 @@ def _worker(settings: dict[str, Any]) -> None:
     import torch
 
     from raymill.training.loop import Hooks, train
-    from raymill.training.parallel import Worker
+    from raymill.training.parallel.worker import Worker
 
     work = Path(settings["work"])
     if (work / _ERROR).exists():

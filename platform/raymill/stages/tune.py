@@ -226,7 +226,7 @@ def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
     from raymill.training.loop import Hooks
     from raymill.training.loop import train as train_model
     from raymill.training.metrics import StepMetrics
-    from raymill.training.parallel import Worker
+    from raymill.training.parallel.worker import Worker
 
     torch.set_num_threads(settings["threads"])
     config = Config.model_validate(settings["config"])

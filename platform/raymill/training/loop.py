@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from raymill.dataset.loader import IGNORE, Batch, Loader
+from raymill.dataset.loader import Batch, Loader
 from raymill.dataset.shards import TokenStream
 from raymill.errors import DataError
 from raymill.model.transformer import Transformer
@@ -32,10 +32,10 @@ from raymill.training.checkpoint import (
     save_checkpoint,
 )
 from raymill.training.config import TrainingConfig
-from raymill.training.losses import next_token_loss
+from raymill.training.losses import next_token
 from raymill.training.metrics import METRICS, StepMetrics, append_metrics, truncate_metrics
 from raymill.training.optimizer import build_optimizer
-from raymill.training.parallel import Worker
+from raymill.training.parallel.worker import Worker
 from raymill.training.schedule import learning_rate_at
 
 
@@ -147,7 +147,7 @@ def _prepare(
         # DDP arranges its buckets anew after the first backward pass, and the order of a sum over more than two workers
         # depends on them. One pass that is thrown away puts a fresh and a continued run into the same arrangement.
         blank = torch.zeros(1, config.model.max_seq_len, dtype=torch.int64, device=worker.device)
-        next_token_loss(state.wrapped(blank), blank).backward()
+        state.wrapped(blank, None, next_token(blank)).backward()
         state.optimizer.zero_grad()
     return state
 
@@ -187,15 +187,9 @@ def _backward(state: _State, batch: Batch, learned: int, mixed: Any) -> torch.Te
     same step however the batch is cut. Where nothing is ignored the divisor is a whole number, to the bit.
     """
     device = state.worker.device
-    targets = int((batch.targets_BT != IGNORE).sum())
-    # Rows of best_fit are documents by chance beside each other; windows of concat go on as the stream does.
-    documents_BT = batch.documents_BT.to(device) if state.config.packing == "best_fit" else None
+    documents_BT = batch.documents_BT.to(device) if state.config.mask_documents else None
     with mixed:
-        logits_BTV = state.wrapped(batch.inputs_BT.to(device), documents_BT)
-        if targets:
-            divisor = learned / (targets * state.worker.world_size)
-            loss = next_token_loss(logits_BTV, batch.targets_BT.to(device)) / divisor
-        else:  # DDP still waits for a gradient of every weight
-            loss = 0.0 * logits_BTV[:, :1, :1].float().sum()
+        total = state.wrapped(batch.inputs_BT.to(device), documents_BT, next_token(batch.targets_BT.to(device)))
+        loss: torch.Tensor = total / (max(1, learned) / state.worker.world_size)
     loss.backward()
     return loss.detach()
