@@ -28,11 +28,11 @@ def stream_of(
     return TokenStream(folder, "val")
 
 
-def uniform(ids_BT: torch.Tensor) -> torch.Tensor:
+def uniform(ids_BT: torch.Tensor, documents_BT: torch.Tensor) -> torch.Tensor:
     return torch.zeros(*ids_BT.shape, VOCAB)
 
 
-def successor(ids_BT: torch.Tensor) -> torch.Tensor:
+def successor(ids_BT: torch.Tensor, documents_BT: torch.Tensor) -> torch.Tensor:
     """Knows that id + 1 follows id, with 5 nats of conviction."""
     return 5.0 * torch.nn.functional.one_hot((ids_BT + 1) % VOCAB, VOCAB).float()
 
@@ -67,7 +67,9 @@ def test_a_bounded_evaluation_reads_windows_spread_over_the_stream(tmp_path):
 
 def test_logits_in_half_precision_are_scored_in_full(tmp_path):
     stream = stream_of(tmp_path, [i % VOCAB for i in range(50)])
-    half = evaluate_stream(lambda ids: successor(ids).bfloat16(), stream, seq_len=8, max_sequences=None, batch_size=4)
+    half = evaluate_stream(
+        lambda ids, documents: successor(ids, documents).bfloat16(), stream, seq_len=8, max_sequences=None, batch_size=4
+    )
     full = evaluate_stream(successor, stream, seq_len=8, max_sequences=None, batch_size=4)
     assert half.loss_nats == pytest.approx(full.loss_nats, rel=1e-6)
 
@@ -93,3 +95,15 @@ def test_nothing_to_learn_is_nothing_to_judge(tmp_path):
     stream = stream_of(tmp_path, [1, 2, 3], masks=[[1, 0, 0]])
     with pytest.raises(DataError, match="nothing in the val split is to be learned"):
         evaluate_stream(uniform, stream, seq_len=4, max_sequences=None, batch_size=1)
+
+
+def test_documents_begin_where_an_end_id_is_read(tmp_path):
+    stream = stream_of(tmp_path, [1, 2, 0, 3, 4, 0, 5, 6, 1])
+    seen = []
+
+    def forward(ids_BT: torch.Tensor, documents_BT: torch.Tensor) -> torch.Tensor:
+        seen.append(documents_BT.tolist())
+        return uniform(ids_BT, documents_BT)
+
+    evaluate_stream(forward, stream, seq_len=4, max_sequences=None, batch_size=8)
+    assert seen == [[[0, 0, 1, 1], [0, 1, 1, 1]]]

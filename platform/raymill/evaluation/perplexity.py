@@ -3,8 +3,11 @@
 In: anything that turns ids into logits, and a token stream. Out: loss, perplexity, bits per byte, next-token accuracy.
 Costs one forward pass over the stream; memory for one batch of logits and a 2,048-row fp32 copy.
 
+Shapes: B batch, T sequence, V vocabulary, N tokens.
+
 Windows of seq_len ids do not overlap, so a token has on average seq_len / 2 tokens of context: a shorter seq_len reads
-worse for the same model. Compare figures of one seq_len only. Bits per byte do compare across tokenizers.
+worse for the same model. Compare figures of one seq_len only. Bits per byte do compare across tokenizers. Attention
+stays inside a document: what precedes it in the stream is chance, and no request will have it.
 
 Where the stream says that some ids are not to be learned (a prompt, a user's turn), they are read but not predicted:
 loss, perplexity, accuracy and tokens speak of the others. How many bytes of text those stand for is not known, so there
@@ -25,6 +28,9 @@ from torch.nn import functional
 from raymill.dataset.loader import IGNORE
 from raymill.dataset.shards import TokenStream
 from raymill.errors import DataError
+
+Forward = Callable[[Tensor, Tensor], Tensor]
+"""ids_BT and documents_BT, both int64, to logits_BTV; attention keeps to positions of equal document number."""
 
 _ROWS = 2048
 """Rows of logits normalised at once: 2,048 x 32k x 4 bytes = 256 MiB at the largest vocabulary we train."""
@@ -86,7 +92,7 @@ class Sums:
 
 
 def evaluate_stream(
-    forward: Callable[[Tensor], Tensor],
+    forward: Forward,
     stream: TokenStream,
     *,
     seq_len: int,
@@ -94,7 +100,7 @@ def evaluate_stream(
     batch_size: int,
     device: torch.device | None = None,
 ) -> Scores:
-    """Scores `forward` (ids_BT int64 -> logits_BTV) on the whole stream, or on `max_sequences` windows spread over it.
+    """Scores `forward` on the whole stream, or on `max_sequences` windows spread over it.
 
     The whole stream includes a shorter last window, so every token but the first is predicted exactly once.
     DataError when the stream has nothing to predict.
@@ -120,7 +126,7 @@ def choose_windows(stream: TokenStream, seq_len: int, max_sequences: int | None)
 
 
 def sum_windows(
-    forward: Callable[[Tensor], Tensor],
+    forward: Forward,
     stream: TokenStream,
     windows: range,
     *,
@@ -135,7 +141,8 @@ def sum_windows(
             tokens = int((targets_BT != IGNORE).sum())
             if device is not None:
                 ids_BT, targets_BT = ids_BT.to(device), targets_BT.to(device)
-            logits_BTV = forward(ids_BT[:, :-1])
+            inputs_BT = ids_BT[:, :-1]
+            logits_BTV = forward(inputs_BT, (inputs_BT == stream.index.end_of_document_id).cumsum(1))
             nats, right = _score(logits_BTV.flatten(0, 1), targets_BT.flatten())
             sums += Sums(nats, right, tokens)
     return sums
