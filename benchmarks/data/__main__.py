@@ -26,9 +26,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.data import kernels, line, machine, peers, table
+from benchmarks import machine, peers, table
+from benchmarks.data import kernels, line
 from benchmarks.data.corpus import Library, build
-from benchmarks.data.measure import say
+from benchmarks.data.pins import PINS
+from benchmarks.measure import say
 
 WORKS: dict[str, Callable[[kernels.Bench], tuple[list[table.Row], str]]] = {
     "filters": kernels.filters,
@@ -38,18 +40,19 @@ WORKS: dict[str, Callable[[kernels.Bench], tuple[list[table.Row], str]]] = {
     "line": line.line,
 }
 _KERNELS_MB = 40.0
+_LIBRARIES = ("raymill", "ray", "numba", "numpy", "pyarrow", "tokenizers")
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     cache = options.cache
     began = time.monotonic()
-    ready = peers.ensure(cache)
+    ready = peers.ensure(cache, PINS)
     library = Library.load(cache, options.text)
     megabytes = max(_KERNELS_MB, line.largest_mb(options.quick) if "line" in options.rows else 0)
     say(f"corpus of {megabytes:.0f} MB ...")
     shards = build(library, megabytes, cache)
-    facts = machine.describe(ready.versions)
+    facts = machine.describe(_LIBRARIES, ready.versions)
     rows: list[table.Row] = []
     texts: list[str] = []
     with tempfile.TemporaryDirectory(prefix="bench-", dir=cache) as work:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from benchmarks.data import agreement, curve, packing
 from benchmarks.data.corpus import Library
-from benchmarks.data.measure import Rate, Side, compare
-from benchmarks.data.peers import Peers
+from benchmarks.data.rates import Rate, Side, compare, rate_row
 from benchmarks.data.sides.timing import read_texts
-from benchmarks.data.table import OURS, Row, columns, rate_row
+from benchmarks.peers import Peers
+from benchmarks.table import OURS, Row, columns
 
 VOCAB_SIZE = 16384
 _TOKENIZER_MB = 12.0

@@ -22,9 +22,10 @@ import numpy as np
 import yaml
 
 from benchmarks.data.kernels import Bench
-from benchmarks.data.measure import SIDES, Watched, say, spread, watch
+from benchmarks.data.rates import SIDES
 from benchmarks.data.sides.timing import read_texts
-from benchmarks.data.table import Row, columns, figure
+from benchmarks.measure import Watched, say, spread, watch
+from benchmarks.table import Row, columns, figure
 
 CORES = 2
 _QUICK_MB, _FULL_MB = (10.0, 30.0), (30.0, 100.0, 300.0)

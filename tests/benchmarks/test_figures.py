@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from benchmarks.data import agreement, curve, packing, peers
+from benchmarks import peers
+from benchmarks.data import agreement, curve, packing
 from benchmarks.data.__main__ import _options
 from benchmarks.data.corpus import Library
 from benchmarks.data.line import Run, cluster_key_s, job_settings, reach
-from benchmarks.data.measure import Watched
+from benchmarks.data.pins import PINS
+from benchmarks.measure import Watched
 
 from raymill.pipeline import load_job
 
@@ -73,18 +76,19 @@ def test_a_key_takes_time() -> None:
 def test_what_cannot_be_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def install(python: Path, pins: list[str]) -> str | None:
-        asked.append(pins)
+    def install(python: Path, pins: list[str], fixed: Sequence[str] = ()) -> str | None:
+        asked.append((pins, fixed))
         return "ERROR: no wheel" if any(pin.startswith("rensa") for pin in pins) else None
 
     monkeypatch.setattr(peers, "_install", install)
     monkeypatch.setattr(peers, "_versions", lambda python, names: dict.fromkeys(names, "1"))
     monkeypatch.setattr(peers.venv.EnvBuilder, "create", lambda self, folder: folder.mkdir(parents=True))
-    found = peers.ensure(tmp_path)
+    found = peers.ensure(tmp_path, PINS, ("numpy==2.4.6",))
     assert found.missing == {"rensa": "ERROR: no wheel"}
-    assert set(found.versions) == set(peers.PINS) - {"rensa"}
+    assert set(found.versions) == set(PINS) - {"rensa"}
     count = len(asked)
-    assert peers.ensure(tmp_path) == found
+    assert asked[0] == (["numpy==2.4.6"], ()) and {fixed for _, fixed in asked[1:]} == {("numpy==2.4.6",)}
+    assert peers.ensure(tmp_path, PINS, ("numpy==2.4.6",)) == found
     assert len(asked) == count  # the second time it is there
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.data.measure import Rate
-from benchmarks.data.table import Row, rate_row, render, save
+from benchmarks.data.rates import Rate, rate_row
+from benchmarks.table import Row, render, save
 
 
 def rate(value: float, failure: str | None = None) -> Rate:

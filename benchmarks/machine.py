@@ -6,22 +6,24 @@ import datetime
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-_LIBRARIES = ("raymill", "ray", "numba", "numpy", "pyarrow", "tokenizers")
 
+def describe(libraries: Sequence[str], peers: dict[str, str]) -> dict[str, Any]:
+    """Everything as JSON: versions of our own `libraries`, and of the peers'.
 
-def describe(peers: dict[str, str]) -> dict[str, Any]:
-    """Everything as JSON; `load` is the 1-minute load average at the start, `highest_load` may grow (see `update`)."""
+    `load` is the 1-minute load average at the start, `highest_load` may grow (see `update`).
+    """
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in _LIBRARIES},
+        "versions": {name: version(name) for name in libraries},
         "peers": peers,
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -1,7 +1,7 @@
 """How a comparison is run: sides take turns (A B A B), each in a process of its own on one core with one thread.
 
-`compare` gives every round's result; `watch` runs a whole command on some cores and samples what its process tree holds.
-Rates are by CPU seconds where one core works, because a busy machine changes those least; wall seconds stand beside.
+`take_turns` gives every round's result of every side; `watch` runs a whole command on some cores and samples what its
+process tree holds. Rates are by CPU seconds where one core works, because a busy machine changes those least.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SIDES = Path(__file__).parent / "sides"
 _THREADS = ("OMP", "MKL", "OPENBLAS", "RAYON", "NUMBA", "ARROW", "NUMEXPR")
-_ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in _THREADS} | {"TOKENIZERS_PARALLELISM": "false"}
+ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in _THREADS} | {"TOKENIZERS_PARALLELISM": "false"}
 _SIDE_LIMIT_S = 900
 _SAMPLE_S = 0.25
 _MARK = "RAYMILL_BENCHMARK"
@@ -31,30 +30,31 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Side:
-    """One script of `sides` and what it is given."""
+    """One script and what it is given. Its last line of output is one JSON object: the round's result."""
 
     name: str
     """How the table calls it."""
-    script: str
+    script: Path
     python: Path
-    limit_mb: float
-    """Text it works on: less for the slow ones, the first documents of the same corpus."""
+    options: Sequence[str] = ()
+    first_options: Sequence[str] = ()
+    """Given in the first round only."""
 
 
-@dataclass(frozen=True)
-class Rate:
-    """One side over all rounds."""
+@dataclass
+class Outcomes:
+    """What one side gave."""
 
-    value: float
-    """Median, MB (10^6 bytes of text) per CPU second."""
-    spread: float
-    """Distance of the quartiles over the median."""
-    wall: float
-    """Median, MB per wall second."""
-    megabytes: float
-    rounds: int
+    rounds: list[dict[str, Any]] = field(default_factory=list)
     failure: str | None = None
     """Why there is no figure."""
+
+    def values(self, figure: Callable[[dict[str, Any]], float]) -> list[float]:
+        return [figure(each) for each in self.rounds]
+
+    def median(self, figure: Callable[[dict[str, Any]], float]) -> float | None:
+        """None where the side failed."""
+        return None if self.failure is not None or not self.rounds else statistics.median(self.values(figure))
 
 
 @dataclass(frozen=True)
@@ -69,41 +69,36 @@ class Watched:
     failure: str | None = None
 
 
-def compare(
+def take_turns(
     sides: Sequence[Side],
-    inputs: Sequence[Path],
     rounds: int,
-    results: Path | None = None,
-    extra: Sequence[str] = (),
-) -> dict[str, Rate]:
-    """Every side `rounds` times in turns. With `results`, each side's first round leaves `<script>.json` there."""
-    found: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
-    failures: dict[str, str] = {}
+    tell: Callable[[dict[str, Any]], str],
+    limit_s: float = _SIDE_LIMIT_S,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Outcomes]:
+    """Every side `rounds` times in turns; one that fails is left out from then on. `tell` words a result."""
+    found = {side.name: Outcomes() for side in sides}
     for number in range(rounds):
         for side in sides:
-            if side.name in failures:
+            if found[side.name].failure is not None:
                 continue
-            options = ["--limit-mb", str(side.limit_mb), "--core", str(max(os.sched_getaffinity(0))), *extra]
-            if results is not None and number == 0:
-                options += ["--results", str(results / f"{side.script}.json")]
-            outcome = _run(side, inputs, options)
+            options = [*side.options, *(side.first_options if number == 0 else ())]
+            outcome = _run([str(side.python), str(side.script), *options], limit_s, environment or {})
             if isinstance(outcome, str):
-                failures[side.name] = outcome
+                found[side.name].failure = outcome
+                say(f"  {side.name} failed: {outcome}")
             else:
-                found[side.name].append(outcome)
-                speed = outcome["bytes"] / 1e6 / outcome["cpu_s"]
-                say(f"  round {number + 1} of {rounds}: {side.name} {speed:.3g} MB/s")
-    return {side.name: _rate(found[side.name], failures.get(side.name)) for side in sides}
+                found[side.name].rounds.append(outcome)
+                say(f"  round {number + 1} of {rounds}: {side.name} {tell(outcome)}")
+    return found
 
 
-def _run(side: Side, inputs: Sequence[Path], options: Sequence[str]) -> dict[str, Any] | str:
-    command = [str(side.python), str(SIDES / f"{side.script}.py"), *map(str, inputs), *options]
+def _run(command: Sequence[str], limit_s: float, environment: Mapping[str, str]) -> dict[str, Any] | str:
+    surroundings = {**os.environ, **ONE_THREAD, **environment}
     try:
-        done = subprocess.run(
-            command, env={**os.environ, **_ONE_THREAD}, capture_output=True, text=True, timeout=_SIDE_LIMIT_S
-        )
+        done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=limit_s)
     except subprocess.TimeoutExpired:
-        return f"took more than {_SIDE_LIMIT_S} s"
+        return f"took more than {limit_s:g} s"
     if done.returncode != 0:
         return _error_line(done.stderr)
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -115,14 +110,6 @@ def _error_line(text: str) -> str:
     lines = text.strip().splitlines() or ["it ended without a word"]
     named = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Exit)\b", line)]
     return (named or lines)[-1][:200]
-
-
-def _rate(outcomes: list[dict[str, Any]], failure: str | None) -> Rate:
-    if failure is not None or not outcomes:
-        return Rate(0.0, 0.0, 0.0, 0.0, 0, failure or "no round")
-    speeds = [each["bytes"] / 1e6 / each["cpu_s"] for each in outcomes]
-    wall = statistics.median(each["bytes"] / 1e6 / each["wall_s"] for each in outcomes)
-    return Rate(statistics.median(speeds), spread(speeds), wall, outcomes[0]["bytes"] / 1e6, len(speeds))
 
 
 def spread(values: Sequence[float]) -> float:

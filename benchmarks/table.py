@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data.measure import Rate
-
 OURS = "raymill"
 
 
@@ -48,24 +46,6 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         names = ("work", "ours", "peers", "ratio", "unit", "spread", "rounds", "note")
         return {name: getattr(self, name) for name in names} | {"lower_is_better": self.lower_is_better}
-
-
-def rate_row(work: str, rates: Mapping[str, Rate], missing: Mapping[str, str]) -> Row:
-    """A row of MB/s from what `compare` measured; `missing` are peers that could not be installed."""
-    ours = rates[OURS]
-    failures = {name: rate.failure for name, rate in rates.items() if rate.failure is not None} | dict(missing)
-    values = {name: None if rate.failure else rate.value for name, rate in rates.items() if name != OURS}
-    samples = ", ".join(f"{name} {rate.megabytes:.3g}" for name, rate in rates.items() if rate.failure is None)
-    notes = [f"MB timed: {samples}", *(f"no figure of {name}: {why}" for name, why in failures.items())]
-    return Row(
-        work,
-        "MB/s",
-        None if ours.failure else ours.value,
-        values | dict.fromkeys(missing),
-        ours.spread,
-        rounds=ours.rounds,
-        note="; ".join(notes),
-    )
 
 
 def render(rows: Sequence[Row]) -> str:
