@@ -1,21 +1,71 @@
-"""The optimizer by name, and what it decays."""
+"""The optimizer by name: which parameters it updates how, and what it decays.
+
+Every parameter group carries `peak`, its learning rate where the schedule stands at 1; `set_learning_rate` moves all of
+them together. Matrices are decayed, decoupled from the gradient (Loshchilov and Hutter 2019), embeddings among them;
+vectors (norms, biases) never are. What an optimizer keeps stands in `state[parameter]`: tensors by field.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from raymill.training.config import OptimizerConfig
+from raymill.training.lion import Lion
+from raymill.training.muon import Muon
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW over two groups: matrices with weight decay, vectors without."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    """One optimizer for all of the model's parameters, whole tensors or DTensors."""
+    named = list(model.named_parameters())
+    blocks = [parameter for name, parameter in named if config.name == "muon" and _is_block_matrix(name, parameter)]
+    chosen = {id(parameter) for parameter in blocks}
+    rest = [parameter for _, parameter in named if id(parameter) not in chosen]
+    matrices = [parameter for parameter in rest if parameter.ndim >= 2]
+    vectors = [parameter for parameter in rest if parameter.ndim < 2]
+    rate = config.learning_rate
+    if config.name == "muon" and config.adamw_learning_rate is not None:
+        rate = config.adamw_learning_rate
     groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": blocks, "method": "muon", "peak": config.learning_rate, "weight_decay": config.weight_decay},
+        {"params": matrices, "method": "adamw", "peak": rate, "weight_decay": config.weight_decay},
+        {"params": vectors, "method": "adamw", "peak": rate, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-    )
+    groups = [{**group, "lr": group["peak"]} for group in groups if group["params"]]
+    betas = (config.beta1, config.beta2)
+    if config.name == "muon":
+        return Muon(groups, momentum=config.momentum, betas=betas, eps=config.eps)
+    if config.name == "lion":
+        return Lion(groups, betas=betas)
+    if config.name == "sgd":
+        return DecoupledSGD(groups, momentum=config.momentum)
+    return torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, scale: float) -> None:
+    """Gives every group this fraction of its peak rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * scale
+
+
+class DecoupledSGD(torch.optim.SGD):
+    """SGD with Nesterov momentum; torch's own adds weight decay to the gradient, this one takes it off the weights."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]], *, momentum: float) -> None:
+        groups = [{**group, "decay": group["weight_decay"], "weight_decay": 0.0} for group in groups]
+        super().__init__(groups, momentum=momentum, nesterov=momentum > 0, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        assert closure is None
+        for group in self.param_groups:
+            if group["decay"]:
+                torch._foreach_mul_(group["params"], 1 - group["lr"] * group["decay"])
+        super().step()
+
+
+def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim == 2 and ".layers." in f".{name}"
