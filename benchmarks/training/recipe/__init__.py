@@ -1,0 +1,1 @@
+"""The race to a loss: raymill's recipe beside the one that most small trainers start from."""
