@@ -27,8 +27,8 @@ class Placement(Protocol):
         """The microbatches of every step, counted over all workers, whose sequences this worker reads."""
         ...
 
-    def backward(self, batches: Iterator[Batch], learned: int) -> Tensor:
-        """Runs this worker's microbatches forward and backward.
+    def backward(self, batches: Iterator[Batch], learned: int, step: int) -> Tensor:
+        """Runs this worker's microbatches of `step` (from 0) forward and backward; dropout depends on it.
 
         Leaves in `.grad` the gradient of the mean loss over the `learned` targets of the whole step; returns that loss,
         the same on every worker. `.grad` is empty before the first call and set to None by the loop after each step.
