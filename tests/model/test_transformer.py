@@ -11,7 +11,8 @@ import torch
 from raymill.config import load
 from raymill.errors import ArtifactError, ConfigError
 from raymill.model.config import ModelConfig
-from raymill.model.transformer import Transformer, rotary_tables, rotate
+from raymill.model.rope import rotary_tables, rotate
+from raymill.model.transformer import Transformer
 from raymill.model.weights import load_model, save_model
 
 CONFIG = ModelConfig(num_layers=2, model_dim=32, num_heads=4, num_kv_heads=2, hidden_dim=48, max_seq_len=16)
@@ -60,7 +61,7 @@ def test_without_documents_the_causal_kernel_runs_and_no_mask(
         kinds.append((options["attn_mask"] is None, options["is_causal"]))
         return attend(*qkv, **options)
 
-    monkeypatch.setattr("raymill.model.transformer.functional.scaled_dot_product_attention", spy)
+    monkeypatch.setattr("raymill.model.attention.functional.scaled_dot_product_attention", spy)
     ids = torch.arange(16)[None]
     model(ids)
     assert set(kinds) == {(True, True)}

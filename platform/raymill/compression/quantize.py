@@ -7,8 +7,9 @@ a product is int8 x int8 summed exactly in int32: the result for one token does 
 On a CPU with VNNI `torch._int_mm` runs a 256 x 1024 product of one row in 6 us where fp32 needs 26. Elsewhere the same
 integers are multiplied as fp32: right, without the speed. Weight-only int8 is never used: on CPUs it is slower than fp32.
 
-On disk: `<name>.weight` int8 (N, K) and `<name>.weight_scale` fp32 (N, 1) in model.safetensors, norms fp32, and
-`quantization` in config.json. A tied embedding is stored once, int8: the head multiplies it, a look-up dequantizes rows.
+On disk: `<name>.weight` int8 (N, K) and `<name>.weight_scale` fp32 (N, 1) in model.safetensors, norms, biases and
+learned positions fp32, all under Llama's names, and `quantization` in config.json. A tied embedding is stored once, int8:
+the head multiplies it, a look-up dequantizes rows.
 
 Shapes: N output channels, K input channels, M rows (tokens), V vocab_size, D model_dim.
 """
@@ -16,16 +17,16 @@ Shapes: N output channels, K input channels, M rows (tokens), V vocab_size, D mo
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from raymill.errors import ArtifactError
-from raymill.model.config import ModelConfig
-from raymill.model.files import CONFIG, WEIGHTS, read_config, write_config
-from raymill.model.transformer import Transformer, rotary_tables
+from raymill.model.files import CONFIG, WEIGHTS, read_config, read_model_config, write_config
+from raymill.model.rope import rotary_tables
+from raymill.model.transformer import Transformer
 from raymill.model.weights import load_model, read_tensors
 
 QUANTIZATION = {"method": "int8", "weights": "int8 per output channel", "activations": "int8 per token, dynamic"}
@@ -34,22 +35,27 @@ _SMALLEST = 1e-12
 
 
 class Int8Linear(nn.Module):
-    """A linear layer without bias: int8 weights, activations quantized per row as they come."""
+    """A linear layer: int8 weights, activations quantized per row as they come; a bias is added in fp32."""
 
     weight: Tensor
     weight_scale: Tensor
+    bias: Tensor | None
 
-    def __init__(self, weight_NK: Tensor, weight_scale_N1: Tensor) -> None:
+    def __init__(self, weight_NK: Tensor, weight_scale_N1: Tensor, bias_N: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("weight", weight_NK)
         self.register_buffer("weight_scale", weight_scale_N1)
+        self.register_buffer("bias", bias_N)
         self._as_float: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., K) fp32 -> (..., N) fp32."""
         quantized, scale = quantize_rows(x.reshape(-1, x.shape[-1]))
         y_MN = self._product(quantized).float().mul_(self.weight_scale.view(1, -1))
-        return y_MN.mul_(scale).view(*x.shape[:-1], -1)
+        y_MN.mul_(scale)
+        if self.bias is not None:
+            y_MN.add_(self.bias)
+        return y_MN.view(*x.shape[:-1], -1)
 
     def _product(self, x_MK: Tensor) -> Tensor:
         if has_int8_products(x_MK.device):
@@ -91,15 +97,12 @@ def quantize_model(model: Transformer) -> None:
         for part in model.model.layers.modules():
             for name, layer in list(part.named_children()):
                 if isinstance(layer, nn.Linear):
-                    setattr(part, name, Int8Linear(*quantize_rows(layer.weight.detach())))
+                    bias = None if layer.bias is None else layer.bias.detach()
+                    setattr(part, name, Int8Linear(*quantize_rows(layer.weight.detach()), bias))
         embedding = quantize_rows(model.model.embed_tokens.weight.detach())
         head = embedding if model.config.tie_embeddings else quantize_rows(model.lm_head.weight.detach())
-        _set_vocabulary(model, embedding, head)
-
-
-def _set_vocabulary(model: Transformer, embedding: tuple[Tensor, Tensor], head: tuple[Tensor, Tensor]) -> None:
-    model.model.embed_tokens = cast(nn.Embedding, Int8Embedding(*embedding))
-    model.lm_head = cast(nn.Linear, Int8Linear(*head))
+        model.model.embed_tokens = cast(nn.Embedding, Int8Embedding(*embedding))
+        model.lm_head = cast(nn.Linear, Int8Linear(*head))
 
 
 def save_quantized(folder: Path, model: Transformer, end_id: int) -> None:
@@ -120,51 +123,28 @@ def load_served_model(folder: Path) -> Transformer:
     if values["quantization"].get("method") != "int8":
         method = values["quantization"].get("method")
         raise ArtifactError(f"{folder / CONFIG} names quantization {method!r}", fix="name an int8 or fp32 checkpoint")
-    return _load_int8(folder, values)
+    return _load_int8(folder)
 
 
-def _load_int8(folder: Path, values: dict[str, Any]) -> Transformer:
-    config = ModelConfig.from_hugging_face(values)
+def _load_int8(folder: Path) -> Transformer:
+    config, vocab_size = read_model_config(folder)
     tensors = read_tensors(folder / WEIGHTS)
-    with torch.device("meta"):  # shapes only: every tensor comes from the file
-        model = Transformer(config, values["vocab_size"])
+    with torch.device("meta"):  # names, shapes and types only: every tensor comes from the file
+        model = Transformer(config, vocab_size).requires_grad_(False).eval()
+        quantize_model(model)
     model.cos_TC, model.sin_TC = rotary_tables(config)
-    try:
-        for name, shape in [(name, parameter.shape) for name, parameter in model.named_parameters()]:
-            _place(model, name, shape, tensors)
-        embedding = _pair("model.embed_tokens.weight", (values["vocab_size"], config.model_dim), tensors)
-        head = embedding
-        if not config.tie_embeddings:
-            head = _pair("lm_head.weight", (values["vocab_size"], config.model_dim), tensors)
-    except (KeyError, ValueError) as error:
-        why = f"{error.args[0]} is missing or of another shape or type"
-        raise ArtifactError(
-            f"{folder / WEIGHTS} does not match {CONFIG}", why=why, fix="name a complete checkpoint"
-        ) from None
-    _set_vocabulary(model, embedding, head)
-    return model.requires_grad_(False).eval()
+    if config.tie_embeddings:
+        of_embedding = {name: tensor for name, tensor in tensors.items() if name.startswith("model.embed_tokens.")}
+        tensors.update({name.replace("model.embed_tokens", "lm_head"): each for name, each in of_embedding.items()})
+    for name, wanted in model.state_dict().items():
+        found = tensors.get(name)
+        if found is None or found.shape != wanted.shape or found.dtype != wanted.dtype:
+            raise _mismatch(folder, f"{name} is missing or of another shape or type")
+        if name.endswith("_scale") and not bool(torch.isfinite(found).all()):
+            raise _mismatch(folder, f"{name} is not finite")
+    model.load_state_dict(tensors, strict=False, assign=True)
+    return model
 
 
-def _place(model: Transformer, name: str, shape: torch.Size, tensors: dict[str, Tensor]) -> None:
-    """Puts the tensors of one parameter where the full-precision model has it."""
-    owner_name, _, leaf = name.rpartition(".")
-    if owner_name in ("model.embed_tokens", "lm_head"):
-        return
-    owner = model.get_submodule(owner_name)
-    if len(shape) == 1:
-        if tensors[name].shape != shape:
-            raise ValueError(name)
-        setattr(owner, leaf, nn.Parameter(tensors[name].float(), requires_grad=False))
-        return
-    parent_name, _, own = owner_name.rpartition(".")
-    setattr(model.get_submodule(parent_name), own, Int8Linear(*_pair(name, tuple(shape), tensors)))
-
-
-def _pair(name: str, shape: tuple[int, ...], tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The int8 weight and its scale, checked."""
-    weight, scale = tensors[name], tensors[f"{name}_scale"]
-    if tuple(weight.shape) != tuple(shape) or weight.dtype != torch.int8:
-        raise ValueError(name)
-    if tuple(scale.shape) != (shape[0], 1) or not bool(torch.isfinite(scale).all()):
-        raise ValueError(f"{name}_scale")
-    return weight, scale.float()
+def _mismatch(folder: Path, why: str) -> ArtifactError:
+    return ArtifactError(f"{folder / WEIGHTS} does not match {CONFIG}", why=why, fix="name a complete checkpoint")

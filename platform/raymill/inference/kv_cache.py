@@ -17,7 +17,7 @@ from raymill.model.config import ModelConfig
 
 
 class KvCache:
-    """Keys are stored rotated."""
+    """Keys are stored as queries meet them: normed and rotated, where the model does."""
 
     def __init__(self, config: ModelConfig, num_slots: int, device: torch.device | None = None) -> None:
         shape = (num_slots, 2 * config.num_kv_heads, config.max_seq_len, config.head_width)
@@ -30,9 +30,9 @@ class KvCache:
         """kv (M, 2K, C): keys, then values, of M rows."""
         self._layers[layer][slots_M, :, positions_M] = kv
 
-    def read(self, layer: int, slots: slice | Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (n, K, length, C) of some slots; a slice of slots costs no copy."""
-        block = self._layers[layer][slots, :, :length]
+    def read(self, layer: int, slots: slice | Tensor, positions: slice) -> tuple[Tensor, Tensor]:
+        """Keys and values (n, K, positions, C) of some slots; a slice of slots costs no copy."""
+        block = self._layers[layer][slots, :, positions]
         return block[:, : self._heads], block[:, self._heads :]
 
 

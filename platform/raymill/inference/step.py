@@ -1,8 +1,9 @@
 """One model step over a slotted KV cache: chunks of ids in, the logits after each finished chunk out.
 
 Every row of a step is (id, slot, position). The matrices see all rows of all sequences at once; only attention looks at
-who is who: all single rows (completions) in one call, every longer chunk (a piece of a prompt) in its own. Works for
-full-precision and int8 checkpoints alike. `ModelStep` is the seam: another step, in native code, serves the same engine.
+who is who: all single rows (completions) in one call, every longer chunk (a piece of a prompt) in its own, over the keys
+its window reaches. Works for every architecture, full-precision and int8 checkpoints alike. `ModelStep` is the seam:
+another step, in native code, serves the same engine.
 
 Cost on one core (4 layers of 256, vocabulary 4,096), single row: about 1 ms, most of it in torch's dispatch.
 
@@ -11,7 +12,7 @@ Shapes: M rows, R single rows, D model_dim, H num_heads, K num_kv_heads, G = H /
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -22,7 +23,9 @@ from torch.nn import functional
 from raymill.compression.quantize import Int8Linear
 from raymill.inference.kv_cache import KvCache
 from raymill.inference.scheduler import Chunk
-from raymill.model.transformer import Block, Transformer, rotate
+from raymill.model.config import ModelConfig
+from raymill.model.rope import rotate
+from raymill.model.transformer import Attention, Block, GatedFeedForward, NormedRotaryAttention, Transformer
 
 
 class ModelStep(Protocol):
@@ -45,36 +48,44 @@ class TorchStep:
         self.max_seq_len = model.config.max_seq_len
         self.num_slots = num_slots
         self._config = model.config
-        self._cache = KvCache(model.config, num_slots, model.cos_TC.device)
-        self._model = model
-        self._layers = [_Layer.of(cast(Block, block)) for block in model.model.layers]
         self._device = model.cos_TC.device
+        self._cache = KvCache(model.config, num_slots, self._device)
+        self._model = model.eval()
+        self._layers = [_Layer.of(cast(Block, block), model.config) for block in model.model.layers]
 
     @torch.inference_mode()
     def __call__(self, chunks: Sequence[Chunk]) -> Tensor:
         rows = _Rows.of(chunks, self._device)
         cos, sin = self._model.cos_TC[rows.positions, None], self._model.sin_TC[rows.positions, None]
-        groups = _attention_groups(chunks, self._device)
+        groups = _attention_groups(chunks, self._config.sliding_window, self._device)
         x_MD = self._model.model.embed_tokens(rows.ids)
+        if self._model.model.embed_positions is not None:
+            x_MD = x_MD + self._model.model.embed_positions(rows.positions)
         for index, layer in enumerate(self._layers):
-            y = self._attend(index, layer.qkv(layer.attention_norm(x_MD)), rows, groups, cos, sin)
+            y = self._attend(index, layer, layer.qkv(layer.attention_norm(x_MD)), rows, groups, cos, sin)
             x_MD = x_MD + layer.out(y)
-            gate, up = layer.gate_up(layer.feed_forward_norm(x_MD)).chunk(2, dim=-1)
-            x_MD = x_MD + layer.down(functional.silu(gate).mul_(up))
+            x_MD = x_MD + layer.feed_forward(layer.feed_forward_norm(x_MD))
         logits: Tensor = self._model.lm_head(self._model.model.norm(x_MD[rows.wanted]))
         return logits
 
     def _attend(
-        self, index: int, qkv: Tensor, rows: _Rows, groups: list[_Singles | _Piece], cos: Tensor, sin: Tensor
+        self,
+        index: int,
+        layer: _Layer,
+        qkv: Tensor,
+        rows: _Rows,
+        groups: list[_Singles | _Piece],
+        cos: Tensor,
+        sin: Tensor,
     ) -> Tensor:
         """Attention output (M, H x C) from the joined projections of every row."""
         heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
         qkv = qkv.view(len(qkv), heads + 2 * kv_heads, -1)
-        turned = rotate(qkv[:, : heads + kv_heads], cos, sin)
+        turned = layer.turn(qkv[:, : heads + kv_heads], cos, sin)
         kv = torch.cat([turned[:, heads:], qkv[:, heads + kv_heads :]], dim=1)
         self._cache.write(index, rows.slots, rows.positions, kv)
         q = turned[:, :heads].unflatten(1, (kv_heads, -1))  # (M, K, G, C): the queries that share a key
-        outputs = [group.attend(q[group.rows], *self._cache.read(index, group.slots, group.length)) for group in groups]
+        outputs = [group.attend(q[group.rows], *self._cache.read(index, group.slots, group.seen)) for group in groups]
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).flatten(1)
 
 
@@ -103,13 +114,15 @@ class _Rows:
 
 
 class _Singles:
-    """The single rows: one query position each, over as many keys as its sequence has."""
+    """The single rows: one query position each, over the keys of its sequence that it sees."""
 
-    def __init__(self, first: int, chunks: Sequence[Chunk], device: torch.device) -> None:
+    def __init__(self, first: int, chunks: Sequence[Chunk], window: int | None, device: torch.device) -> None:
         slots = [chunk.slot for chunk in chunks]
-        lengths = torch.tensor([chunk.start + 1 for chunk in chunks], device=device)
+        starts = [chunk.start for chunk in chunks]
+        lengths = torch.tensor(starts, device=device) + 1
+        length = max(starts) + 1
         self.rows = slice(first, first + len(chunks))
-        self.length = max(chunk.start for chunk in chunks) + 1
+        self.seen = slice(_first_seen(min(starts), window), length)
         top = max(slots) + 1
         self._places: Tensor | None = None
         self.slots: slice | Tensor = slice(0, top)
@@ -118,12 +131,15 @@ class _Singles:
         elif top <= 2 * len(slots):
             # Cheaper to attend for a few idle slots than to copy the others' keys.
             self._places = torch.tensor(slots, device=device)
-            lengths = torch.ones(top, dtype=torch.int64, device=device).index_put_((self._places,), lengths)
+            lengths = torch.full((top,), length, device=device).index_put_((self._places,), lengths)
         else:
             self.slots = torch.tensor(slots, device=device)
         self._mask: Tensor | None = None
         if len(lengths) > 1:
-            seen = torch.arange(self.length, device=device) < lengths[:, None]
+            positions = torch.arange(self.seen.start, length, device=device)
+            seen = positions < lengths[:, None]
+            if window is not None:
+                seen &= positions >= lengths[:, None] - window
             self._mask = torch.zeros(seen.shape, device=device).masked_fill_(~seen, -torch.inf)[:, None, None]
 
     def attend(self, q_RKGC: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -135,14 +151,17 @@ class _Singles:
 
 
 class _Piece:
-    """A chunk of several rows of one sequence: causal among themselves, over everything before."""
+    """A chunk of several rows of one sequence: causal among themselves, over everything before that they see."""
 
-    def __init__(self, first: int, chunk: Chunk, device: torch.device) -> None:
+    def __init__(self, first: int, chunk: Chunk, window: int | None, device: torch.device) -> None:
         self.rows = slice(first, first + len(chunk.ids))
         self.slots: slice | Tensor = slice(chunk.slot, chunk.slot + 1)
-        self.length = chunk.start + len(chunk.ids)
-        last_seen = torch.arange(chunk.start, self.length, device=device)
-        self._seen = torch.arange(self.length, device=device) <= last_seen[:, None]
+        self.seen = slice(_first_seen(chunk.start, window), chunk.start + len(chunk.ids))
+        last_seen = torch.arange(chunk.start, self.seen.stop, device=device)[:, None]
+        positions = torch.arange(self.seen.start, self.seen.stop, device=device)
+        self._seen = positions <= last_seen
+        if window is not None:
+            self._seen &= positions > last_seen - window
 
     def attend(self, q_TKGC: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q = q_TKGC.permute(1, 2, 0, 3).flatten(0, 1)[None]  # (1, H, T, C)
@@ -151,15 +170,19 @@ class _Piece:
         return grouped
 
 
-def _attention_groups(chunks: Sequence[Chunk], device: torch.device) -> list[_Singles | _Piece]:
+def _first_seen(position: int, window: int | None) -> int:
+    return 0 if window is None else max(0, position + 1 - window)
+
+
+def _attention_groups(chunks: Sequence[Chunk], window: int | None, device: torch.device) -> list[_Singles | _Piece]:
     """Single rows first, as the scheduler plans them; then one group per longer chunk."""
     singles = 0
     while singles < len(chunks) and len(chunks[singles].ids) == 1:
         singles += 1
-    groups: list[_Singles | _Piece] = [_Singles(0, chunks[:singles], device)] if singles else []
+    groups: list[_Singles | _Piece] = [_Singles(0, chunks[:singles], window, device)] if singles else []
     first = singles
     for chunk in chunks[singles:]:
-        groups.append(_Piece(first, chunk, device))
+        groups.append(_Piece(first, chunk, window, device))
         first += len(chunk.ids)
     return groups
 
@@ -170,30 +193,58 @@ class _Layer:
 
     attention_norm: nn.Module
     qkv: nn.Module
+    turn: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """Queries and keys of every row (M, H + K, C) to what meets, by the rows' cosines and sines (M, 1, C)."""
     out: nn.Module
     feed_forward_norm: nn.Module
-    gate_up: nn.Module
-    down: nn.Module
+    feed_forward: Callable[[Tensor], Tensor]
 
     @classmethod
-    def of(cls, block: Block) -> _Layer:
-        attention, mlp = block.self_attn, block.mlp
+    def of(cls, block: Block, config: ModelConfig) -> _Layer:
+        attention = block.self_attn
         return cls(
             block.input_layernorm,
             _join(attention.q_proj, attention.k_proj, attention.v_proj),
+            _turn(attention, config),
             attention.o_proj,
             block.post_attention_layernorm,
-            _join(mlp.gate_proj, mlp.up_proj),
-            mlp.down_proj,
+            _joined_swiglu(block.mlp) if isinstance(block.mlp, GatedFeedForward) else block.mlp,
         )
+
+
+def _turn(attention: Attention, config: ModelConfig) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """How this attention makes queries and keys meet, for both at once."""
+    if not config.rotary:
+        return lambda qk, cos, sin: qk
+    if not isinstance(attention, NormedRotaryAttention):
+        return rotate
+    queries, keys = attention.q_norm.weight, attention.k_norm.weight
+    gains = torch.cat([queries.expand(config.num_heads, -1), keys.expand(config.num_kv_heads, -1)])
+    width, eps = config.head_width, config.norm_eps
+    return lambda qk, cos, sin: rotate(functional.rms_norm(qk, (width,), eps=eps).mul_(gains), cos, sin)
+
+
+def _joined_swiglu(mlp: GatedFeedForward) -> Callable[[Tensor], Tensor]:
+    gate_up, down = _join(mlp.gate_proj, mlp.up_proj), mlp.down_proj
+
+    def feed_forward(x_MD: Tensor) -> Tensor:
+        gate, up = gate_up(x_MD).chunk(2, dim=-1)
+        y_MD: Tensor = down(functional.silu(gate).mul_(up))
+        return y_MD
+
+    return feed_forward
 
 
 def _join(*layers: nn.Linear | Int8Linear) -> nn.Module:
     """One layer whose output is the others' outputs side by side."""
     weight = torch.cat([layer.weight for layer in layers])
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    bias = torch.cat(biases) if biases else None
     scales = [layer.weight_scale for layer in layers if isinstance(layer, Int8Linear)]
     if scales:
-        return Int8Linear(weight, torch.cat(scales))
-    joined = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        return Int8Linear(weight, torch.cat(scales), bias)
+    joined = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     joined.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        joined.bias = nn.Parameter(bias, requires_grad=False)
     return joined

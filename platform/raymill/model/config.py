@@ -33,6 +33,9 @@ class RopeScaling(Config):
     def _original(self) -> Self:
         if self.kind != "linear" and self.original_max_seq_len is None:
             raise ValueError(f"rope_scaling {self.kind} has no original_max_seq_len; fix: set it")
+        for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
+            if getattr(self, low) >= getattr(self, high):
+                raise ValueError(f"{low} {getattr(self, low)} is not below {high}; fix: set it below {getattr(self, high)}")
         return self
 
 
@@ -71,7 +74,7 @@ class ModelConfig(Config):
     sliding_window: Annotated[int, Field(ge=1)] | None = None
     """Positions a query sees, itself included; none means all before it. mistral, qwen2 and qwen3 only."""
     rope_theta: Annotated[float, Field(gt=1)] = 10000.0
-    """Base of the rotary angles."""
+    """Base of the rotary angles. Not read by gpt2."""
     rope_scaling: RopeScaling | None = None
     """How rotary angles are stretched; none means not."""
     norm_eps: Annotated[float, Field(gt=0, lt=0.1)] = 1e-5
@@ -79,7 +82,8 @@ class ModelConfig(Config):
     tie_embeddings: bool = True
     """Use the embedding matrix as the output head."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of attention weights, block outputs and (gpt2) embeddings dropped in training."""
+    """Share of what attention and feed-forward add to the residual, and (gpt2) of the embeddings, dropped in training;
+    attention weights are never dropped."""
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -102,6 +106,11 @@ class ModelConfig(Config):
             raise ValueError(f"gpt2 has no grouped queries; fix: set num_kv_heads to {self.num_heads}")
         if gpt2 and self.head_dim is not None:
             raise ValueError("gpt2 has no head_dim of its own; fix: leave it out")
+        if self.architecture == "llama" and self.model_dim % self.num_heads:  # transformers refuses to load it
+            raise ValueError(
+                f"llama's model_dim {self.model_dim} is no multiple of num_heads {self.num_heads}, whatever head_dim is; "
+                f"fix: set it to a multiple of {self.num_heads}, or set architecture to qwen3"
+            )
         if gpt2 and self.rope_scaling is not None:
             raise ValueError("gpt2 has learned positions, no RoPE; fix: leave rope_scaling out")
         if self.sliding_window is not None and self.architecture in ("llama", "gpt2"):
@@ -118,6 +127,11 @@ class ModelConfig(Config):
     @property
     def qkv_bias(self) -> bool:
         return self.architecture in ("qwen2", "gpt2")
+
+    @property
+    def output_bias(self) -> bool:
+        """Biases on attention's output."""
+        return self.architecture == "gpt2"
 
     @property
     def qk_norm(self) -> bool:
@@ -146,38 +160,47 @@ class ModelConfig(Config):
         return self.num_layers * (attention + feed_forward + 2 * norm) + embeddings + norm
 
     def to_hugging_face(self, vocab_size: int, end_id: int) -> dict[str, Any]:
-        """The `config.json` that transformers reads for LlamaForCausalLM."""
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": vocab_size,
-            "num_hidden_layers": self.num_layers,
-            "hidden_size": self.model_dim,
-            "num_attention_heads": self.num_heads,
-            "num_key_value_heads": self.num_kv_heads,
-            "head_dim": self.head_width,
-            "intermediate_size": self.hidden_dim,
-            "max_position_embeddings": self.max_seq_len,
-            "rope_theta": self.rope_theta,
-            "rms_norm_eps": self.norm_eps,
-            "tie_word_embeddings": self.tie_embeddings,
-            "hidden_act": "silu",
-            "bos_token_id": end_id,
-            "eos_token_id": end_id,
-            "torch_dtype": "float32",
-        }
+        """The `config.json` that transformers reads."""
+        from raymill.model.hugging_face import config_to_hugging_face
+
+        return config_to_hugging_face(self, vocab_size, end_id)
 
     @classmethod
     def from_hugging_face(cls, values: dict[str, Any]) -> ModelConfig:
-        """The inverse, for a LlamaForCausalLM config."""
-        return cls(
-            num_layers=values["num_hidden_layers"],
-            model_dim=values["hidden_size"],
-            num_heads=values["num_attention_heads"],
-            num_kv_heads=values.get("num_key_value_heads", values["num_attention_heads"]),
-            hidden_dim=values["intermediate_size"],
-            max_seq_len=values["max_position_embeddings"],
-            rope_theta=values.get("rope_theta", 10000.0),
-            norm_eps=values["rms_norm_eps"],
-            tie_embeddings=values["tie_word_embeddings"],
-        )
+        """The inverse."""
+        from raymill.model.hugging_face import config_from_hugging_face
+
+        return config_from_hugging_face(values)
+
+
+_SHAPE = (
+    "architecture",
+    "num_layers",
+    "model_dim",
+    "num_heads",
+    "num_kv_heads",
+    "head_width",
+    "hidden_dim",
+    "max_seq_len",
+    "tie_embeddings",
+    "sliding_window",
+    "norm_eps",
+)
+_ROPE = ("rope_theta", "rope_scaling")
+
+
+def describe_difference(found: ModelConfig, wanted: ModelConfig) -> str:
+    """The first field in which two models compute differently, with both values; "" when they are of one shape.
+
+    What only training reads (dropout), or this architecture does not read, does not count.
+    """
+    for name in _SHAPE + (_ROPE if wanted.rotary else ()):
+        ours, theirs = getattr(wanted, name), getattr(found, name)
+        if ours == theirs:
+            continue
+        if isinstance(ours, RopeScaling) and isinstance(theirs, RopeScaling):
+            for part in RopeScaling.model_fields:
+                if getattr(ours, part) != getattr(theirs, part):
+                    return f"rope_scaling.{part} is {getattr(theirs, part)}, not {getattr(ours, part)}"
+        return f"{'head_dim' if name == 'head_width' else name} is {theirs}, not {ours}"
+    return ""

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from raymill.errors import ArtifactError
+from raymill.model.config import ModelConfig
+from raymill.model.hugging_face import config_from_hugging_face
 
 WEIGHTS = "model.safetensors"
+SHARDS = "model.safetensors.index.json"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 
@@ -23,6 +26,18 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder / CONFIG} is damaged", why=str(error), fix="delete its folder and run again"
         ) from None
     return values
+
+
+def read_model_config(folder: Path) -> tuple[ModelConfig, int]:
+    """The shape of a folder's model and its vocabulary size. ArtifactError when it is not one of ours."""
+    values = read_config(folder)
+    config = config_from_hugging_face(values, str(folder / CONFIG))
+    vocab_size = values.get("vocab_size")
+    if not isinstance(vocab_size, int) or vocab_size < 1:
+        raise ArtifactError(
+            f"vocab_size is {vocab_size!r}", where=str(folder / CONFIG), fix="name a complete checkpoint"
+        )
+    return config, vocab_size
 
 
 def write_config(folder: Path, values: dict[str, Any]) -> None:

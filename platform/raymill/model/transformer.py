@@ -1,57 +1,127 @@
-"""The decoder in plain torch, for training and evaluation; module names are Hugging Face's, so weights need no map.
+"""The decoder in plain torch, for training and evaluation. Module names are those of Hugging Face's Llama for all.
 
-Shapes: B batch, T sequence, D model_dim, H num_heads, K num_kv_heads, C head_dim, V vocab_size.
+What an architecture has is chosen when its modules are made; the forward pass is the same for all: embed, run the
+blocks, finish. Layouts that split a model call these three themselves.
+
+Shapes: B batch, T sequence, D model_dim, F hidden_dim, H num_heads, K num_kv_heads, C head_width, V vocab_size.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
+from raymill.model import kernels
 from raymill.model.attention import attend
-from raymill.model.config import ModelConfig
+from raymill.model.config import InitConfig, ModelConfig
+from raymill.model.initialize import initialize
+from raymill.model.rope import rotary_tables
 
 Objective = Callable[[Tensor, nn.Linear], Tensor]
 """Takes the normed hidden states (B, T, D) and the output head; returns the summed loss."""
 
 
 class RMSNorm(nn.Module):
+    """Zhang and Sennrich 2019."""
+
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
         self.eps = eps
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return functional.rms_norm(x_BTD, self.weight.shape, self.weight, self.eps)
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """x + y, and its norm."""
+        return kernels.add_rms_norm(x, y, self.weight, self.eps)
+
+
+class LayerNorm(nn.Module):
+    """Ba et al. 2016."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def add(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """x + y, and its norm."""
+        total = x + y
+        return total, self(total)
 
 
 class Attention(nn.Module):
+    """Grouped-query attention whose queries and keys know no positions: gpt2's are in the embeddings."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.head_width = config.head_width
-        self.q_proj = nn.Linear(config.model_dim, config.num_heads * config.head_width, bias=False)
-        self.k_proj = nn.Linear(config.model_dim, config.num_kv_heads * config.head_width, bias=False)
-        self.v_proj = nn.Linear(config.model_dim, config.num_kv_heads * config.head_width, bias=False)
-        self.o_proj = nn.Linear(config.num_heads * config.head_width, config.model_dim, bias=False)
+        dim, width = config.model_dim, config.head_width
+        self.head_width = width
+        self.window = config.sliding_window
+        self.q_proj = nn.Linear(dim, config.num_heads * width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(dim, config.num_kv_heads * width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(dim, config.num_kv_heads * width, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.num_heads * width, dim, bias=config.output_bias)
 
     def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, documents_BT: Tensor | None) -> Tensor:
         batch, length, _ = x_BTD.shape
         q_BTHC = self.q_proj(x_BTD).view(batch, length, -1, self.head_width)
         k_BTKC = self.k_proj(x_BTD).view(batch, length, -1, self.head_width)
         v_BTKC = self.v_proj(x_BTD).view(batch, length, -1, self.head_width)
-        cos_T1C, sin_T1C = cos_TC[:, None], sin_TC[:, None]
-        y_BTHC = attend(
-            rotate(q_BTHC, cos_T1C, sin_T1C), rotate(k_BTKC, cos_T1C, sin_T1C), v_BTKC, documents_BT=documents_BT
-        )
+        q_BTHC, k_BTKC = self.turn(q_BTHC, k_BTKC, cos_TC, sin_TC)
+        y_BTHC = attend(q_BTHC, k_BTKC, v_BTKC, documents_BT=documents_BT, window=self.window)
         y_BTD: Tensor = self.o_proj(y_BTHC.reshape(batch, length, -1))
         return y_BTD
 
+    def turn(self, q_BTHC: Tensor, k_BTKC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys as they meet."""
+        return q_BTHC, k_BTKC
+
+
+class RotaryAttention(Attention):
+    """Queries and keys are turned by their positions: llama, mistral, qwen2."""
+
+    def turn(self, q_BTHC: Tensor, k_BTKC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> tuple[Tensor, Tensor]:
+        return kernels.rotate(q_BTHC, k_BTKC, cos_TC, sin_TC)
+
+
+class NormedRotaryAttention(Attention):
+    """Each head of queries and keys is normed before it is turned: qwen3."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.q_norm = RMSNorm(config.head_width, config.norm_eps)
+        self.k_norm = RMSNorm(config.head_width, config.norm_eps)
+
+    def turn(self, q_BTHC: Tensor, k_BTKC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> tuple[Tensor, Tensor]:
+        q_weight_C, k_weight_C = self.q_norm.weight, self.k_norm.weight
+        return kernels.norm_rotate(q_BTHC, k_BTKC, q_weight_C, k_weight_C, self.q_norm.eps, cos_TC, sin_TC)
+
 
 class FeedForward(nn.Module):
+    """Two matrices around a GELU: gpt2."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.model_dim, config.hidden_dim)
+        self.down_proj = nn.Linear(config.hidden_dim, config.model_dim)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        y_BTD: Tensor = self.down_proj(kernels.gelu(self.up_proj(x_BTD)))
+        return y_BTD
+
+
+class GatedFeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020): all but gpt2."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.model_dim, config.hidden_dim, bias=False)
@@ -59,22 +129,26 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.hidden_dim, config.model_dim, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        y_BTD: Tensor = self.down_proj(functional.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        y_BTD: Tensor = self.down_proj(kernels.swiglu(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
         return y_BTD
 
 
 class Block(nn.Module):
+    """Attention and feed-forward, each normed before and added to what came in."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.model_dim, config.norm_eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.model_dim, config.norm_eps)
-        self.mlp = FeedForward(config)
+        self.input_layernorm = make_norm(config)
+        self.self_attn = make_attention(config)
+        self.post_attention_layernorm = make_norm(config)
+        self.mlp = GatedFeedForward(config) if config.gated else FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, documents_BT: Tensor | None) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_TC, sin_TC, documents_BT)
-        y_BTD: Tensor = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
-        return y_BTD
+        y_BTD = self.self_attn(self.input_layernorm(x_BTD), cos_TC, sin_TC, documents_BT)
+        x_BTD, normed_BTD = self.post_attention_layernorm.add(x_BTD, self.dropout(y_BTD))
+        out_BTD: Tensor = x_BTD + self.dropout(self.mlp(normed_BTD))
+        return out_BTD
 
 
 class Decoder(nn.Module):
@@ -83,8 +157,10 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(vocab_size, config.model_dim)
+        self.embed_positions = None if config.rotary else nn.Embedding(config.max_seq_len, config.model_dim)
+        self.dropout = nn.Dropout(0.0 if config.rotary else config.dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = RMSNorm(config.model_dim, config.norm_eps)
+        self.norm = make_norm(config)
 
 
 class Transformer(nn.Module):
@@ -92,6 +168,8 @@ class Transformer(nn.Module):
 
     cos_TC: Tensor
     sin_TC: Tensor
+    checkpoint_activations = False
+    """Keep only each block's input for the backward pass, which runs the block again: the same gradients to the bit."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -105,43 +183,65 @@ class Transformer(nn.Module):
         self.register_buffer("cos_TC", cos_TC, persistent=False)
         self.register_buffer("sin_TC", sin_TC, persistent=False)
 
-    def initialize(self, seed: int) -> None:
-        """Normal weights, std 0.02; the two projections into the residual are scaled by 1/sqrt(2 num_layers) (GPT-2)."""
-        generator = torch.Generator().manual_seed(seed)
-        residual_std = 0.02 / math.sqrt(2 * self.config.num_layers)
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                if parameter.ndim < 2:
-                    parameter.fill_(1.0)
-                    continue
-                std = residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
-                parameter.normal_(0.0, std, generator=generator)
+    def initialize(self, seed: int, init: InitConfig | None = None) -> None:
+        """Draws the first weights; the same seed gives every parameter the same bits wherever it lies."""
+        initialize(self, seed, init or InitConfig(), self.config.num_layers)
 
     def forward(self, ids_BT: Tensor, documents_BT: Tensor | None = None, objective: Objective | None = None) -> Tensor:
         """ids_BT int64, T at most max_seq_len -> logits_BTV, or what the objective makes of the last hidden states.
 
-        A position sees those before it and itself; with documents_BT, only those of its own document number. An
-        objective stands here, inside forward, because some layouts hold the head's weight whole only while it runs.
+        A position sees those before it and itself; with documents_BT (never falling along T), only those of its own
+        document number. An objective stands here, inside forward, because some layouts hold the head's weight whole
+        only while it runs.
         """
-        length = ids_BT.shape[1]
+        x_BTD = self.run_blocks(self.embed(ids_BT, documents_BT), documents_BT)
+        return self.finish(x_BTD, objective)
+
+    def embed(self, ids_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """What the first block reads. Learned positions begin again with each document."""
+        x_BTD: Tensor = self.model.embed_tokens(ids_BT)
+        if self.model.embed_positions is None:
+            return x_BTD
+        positions = positions_in_documents(ids_BT.shape[1], documents_BT, ids_BT.device)
+        embedded_BTD: Tensor = self.model.dropout(x_BTD + self.model.embed_positions(positions))
+        return embedded_BTD
+
+    def run_blocks(self, x_BTD: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """Every block this model holds, in order."""
+        length = x_BTD.shape[1]
         cos_TC, sin_TC = self.cos_TC[:length], self.sin_TC[:length]
-        x_BTD = self.model.embed_tokens(ids_BT)
+        again = self.checkpoint_activations and torch.is_grad_enabled()
         for block in self.model.layers:
-            x_BTD = block(x_BTD, cos_TC, sin_TC, documents_BT)
+            if again:
+                x_BTD = checkpoint(block, x_BTD, cos_TC, sin_TC, documents_BT, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD, cos_TC, sin_TC, documents_BT)
+        return x_BTD
+
+    def finish(self, x_BTD: Tensor, objective: Objective | None = None) -> Tensor:
+        """The last norm, then logits_BTV or the objective's summed loss."""
         x_BTD = self.model.norm(x_BTD)
         result: Tensor = self.lm_head(x_BTD) if objective is None else objective(x_BTD, self.lm_head)
         return result
 
 
-def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin of position times frequency, each (max_seq_len, head_dim), halves repeated (RoFormer, Llama layout)."""
-    half = torch.arange(0, config.head_width, 2, dtype=torch.float64) / config.head_width
-    angles = torch.outer(torch.arange(config.max_seq_len, dtype=torch.float64), config.rope_theta**-half)
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos().float(), angles.sin().float()
+def make_norm(config: ModelConfig) -> RMSNorm | LayerNorm:
+    """The architecture's norm over model_dim."""
+    return (RMSNorm if config.gated else LayerNorm)(config.model_dim, config.norm_eps)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Applies the rotary embedding to the last dimension; cos and sin broadcast against x."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+def make_attention(config: ModelConfig) -> Attention:
+    """The architecture's attention."""
+    if config.qk_norm:
+        return NormedRotaryAttention(config)
+    return RotaryAttention(config) if config.rotary else Attention(config)
+
+
+def positions_in_documents(length: int, documents_BT: Tensor | None, device: torch.device) -> Tensor:
+    """Positions (T), or with document numbers (B, T) counted from the beginning of each document."""
+    positions_T = torch.arange(length, device=device)
+    if documents_BT is None:
+        return positions_T
+    begins_BT = torch.ones_like(documents_BT, dtype=torch.bool)
+    begins_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
+    return positions_T - torch.where(begins_BT, positions_T, 0).cummax(dim=1).values
