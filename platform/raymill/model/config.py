@@ -35,7 +35,9 @@ class RopeScaling(Config):
             raise ValueError(f"rope_scaling {self.kind} has no original_max_seq_len; fix: set it")
         for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
             if getattr(self, low) >= getattr(self, high):
-                raise ValueError(f"{low} {getattr(self, low)} is not below {high}; fix: set it below {getattr(self, high)}")
+                raise ValueError(
+                    f"{low} {getattr(self, low)} is not below {high}; fix: set it below {getattr(self, high)}"
+                )
         return self
 
 

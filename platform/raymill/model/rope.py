@@ -61,7 +61,9 @@ def _yarn_kept(config: ModelConfig, scaling: RopeScaling) -> Tensor:
     def pair_of(turns: float) -> float:
         """The pair, as a fraction, that turns so often within the original length."""
         assert scaling.original_max_seq_len is not None
-        return width * math.log(scaling.original_max_seq_len / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+        return (
+            width * math.log(scaling.original_max_seq_len / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+        )
 
     low, high = max(math.floor(pair_of(scaling.beta_fast)), 0), min(math.ceil(pair_of(scaling.beta_slow)), width - 1)
     span = high - low if high != low else 0.001  # as the paper's code has it

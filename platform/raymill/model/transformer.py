@@ -3,7 +3,8 @@
 What an architecture has is chosen when its modules are made; the forward pass is the same for all: embed, run the
 blocks, finish. Layouts that split a model call these three themselves.
 
-Shapes: B batch, T sequence, D model_dim, F hidden_dim, H num_heads, K num_kv_heads, C head_width, V vocab_size.
+Shapes: B batch, T sequence (or the part of it that is here), S whole sequence, D model_dim, H num_heads, K num_kv_heads,
+C head_width, V vocab_size.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class Attention(nn.Module):
         dim, width = config.model_dim, config.head_width
         self.head_width = width
         self.window = config.sliding_window
+        self.attend: Callable[..., Tensor] = attend  # a layout may bring its own
         self.q_proj = nn.Linear(dim, config.num_heads * width, bias=config.qkv_bias)
         self.k_proj = nn.Linear(dim, config.num_kv_heads * width, bias=config.qkv_bias)
         self.v_proj = nn.Linear(dim, config.num_kv_heads * width, bias=config.qkv_bias)
@@ -77,7 +79,7 @@ class Attention(nn.Module):
         k_BTKC = self.k_proj(x_BTD).view(batch, length, -1, self.head_width)
         v_BTKC = self.v_proj(x_BTD).view(batch, length, -1, self.head_width)
         q_BTHC, k_BTKC = self.turn(q_BTHC, k_BTKC, cos_TC, sin_TC)
-        y_BTHC = attend(q_BTHC, k_BTKC, v_BTKC, documents_BT=documents_BT, window=self.window)
+        y_BTHC = self.attend(q_BTHC, k_BTKC, v_BTKC, documents_BT=documents_BT, window=self.window)
         y_BTD: Tensor = self.o_proj(y_BTHC.reshape(batch, length, -1))
         return y_BTD
 
@@ -197,25 +199,29 @@ class Transformer(nn.Module):
         x_BTD = self.run_blocks(self.embed(ids_BT, documents_BT), documents_BT)
         return self.finish(x_BTD, objective)
 
-    def embed(self, ids_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-        """What the first block reads. Learned positions begin again with each document."""
+    def embed(self, ids_BT: Tensor, documents_BS: Tensor | None = None, first: int = 0) -> Tensor:
+        """What the first block reads. Learned positions begin again with each document.
+
+        ids_BT are positions first to first + T of their sequences, documents_BS the numbers of the sequences from 0 on.
+        """
         x_BTD: Tensor = self.model.embed_tokens(ids_BT)
         if self.model.embed_positions is None:
             return x_BTD
-        positions = positions_in_documents(ids_BT.shape[1], documents_BT, ids_BT.device)
+        stop = first + ids_BT.shape[1]
+        positions = positions_in_documents(stop, documents_BS, ids_BT.device)[..., first:]
         embedded_BTD: Tensor = self.model.dropout(x_BTD + self.model.embed_positions(positions))
         return embedded_BTD
 
-    def run_blocks(self, x_BTD: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-        """Every block this model holds, in order."""
-        length = x_BTD.shape[1]
-        cos_TC, sin_TC = self.cos_TC[:length], self.sin_TC[:length]
+    def run_blocks(self, x_BTD: Tensor, documents_BS: Tensor | None = None, first: int = 0) -> Tensor:
+        """Every block this model holds, in order; x_BTD are positions first to first + T of their sequences."""
+        stop = first + x_BTD.shape[1]
+        cos_TC, sin_TC = self.cos_TC[first:stop], self.sin_TC[first:stop]
         again = self.checkpoint_activations and torch.is_grad_enabled()
         for block in self.model.layers:
             if again:
-                x_BTD = checkpoint(block, x_BTD, cos_TC, sin_TC, documents_BT, use_reentrant=False)
+                x_BTD = checkpoint(block, x_BTD, cos_TC, sin_TC, documents_BS, use_reentrant=False)
             else:
-                x_BTD = block(x_BTD, cos_TC, sin_TC, documents_BT)
+                x_BTD = block(x_BTD, cos_TC, sin_TC, documents_BS)
         return x_BTD
 
     def finish(self, x_BTD: Tensor, objective: Objective | None = None) -> Tensor:
@@ -238,10 +244,11 @@ def make_attention(config: ModelConfig) -> Attention:
 
 
 def positions_in_documents(length: int, documents_BT: Tensor | None, device: torch.device) -> Tensor:
-    """Positions (T), or with document numbers (B, T) counted from the beginning of each document."""
+    """Positions (T), or with document numbers (B, at least T) counted from the beginning of each document."""
     positions_T = torch.arange(length, device=device)
     if documents_BT is None:
         return positions_T
+    documents_BT = documents_BT[:, :length]
     begins_BT = torch.ones_like(documents_BT, dtype=torch.bool)
     begins_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
     return positions_T - torch.where(begins_BT, positions_T, 0).cummax(dim=1).values
