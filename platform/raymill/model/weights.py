@@ -30,23 +30,27 @@ def save_model(folder: Path, model: Transformer, end_id: int) -> None:
 
 
 def write_weights(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
-    """Writes whole tensors by parameter name (a tied head is left out)."""
-    whole = {name: tensor.detach().cpu() for name, tensor in weights.items()}
+    """Writes whole tensors by parameter name."""
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in stored_weights(config, weights).items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def stored_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors by parameter name -> as the file names and shapes them, without a tied head. Copies only gpt2's."""
+    whole = {name: tensor.detach() for name, tensor in weights.items()}
     if config.tie_embeddings:
         whole.pop(_HEAD, None)
-    stored = _gpt2_out(config, whole) if config.architecture == "gpt2" else whole
-    tensors = {name: tensor.contiguous() for name, tensor in stored.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    return _gpt2_out(config, whole) if config.architecture == "gpt2" else whole
 
 
 def load_model(folder: Path) -> Transformer:
     """Reads a full-precision model; ArtifactError when weights and config do not belong together."""
     config, vocab_size = read_model_config(folder)
-    model = Transformer(config, vocab_size)
     weights = read_weights(folder, config, vocab_size)
+    model = Transformer(config, vocab_size)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
+            parameter.copy_(weights.pop(name))  # not the tensor read: products may depend on how memory is aligned
     return model
 
 

@@ -1,0 +1,82 @@
+"""Work beside training: one thread runs saves and validations in the order in which they were given.
+
+The order is a promise: a checkpoint of step S that is there implies that every validation up to S was written. So after
+a job has failed none of the later ones runs, and its error is raised in the loop's thread at the next chance.
+
+A job must let go of Python's lock while it computes, copies, hashes or writes, or the loop waits for it. The thread is a
+daemon: a process that ends does not wait for it, and what it was writing is not yet published.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+Job = Callable[[], None]
+
+
+class Background:
+    """Use as a context: it is left when every job is done, and raises what one raised."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[str, Job]] = deque()
+        self._busy = False
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def submit(self, kind: str, job: Job) -> None:
+        """Lets the job run after all before it. Blocks while another of its kind has not begun; raises what one raised."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or all(waiting != kind for waiting, _ in self._waiting))
+            self._raise()
+            self._waiting.append((kind, job))
+            self._changed.notify_all()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="background", daemon=True)
+                self._thread.start()
+
+    def finish(self) -> None:
+        """Returns when every job is done; raises what one raised."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy and not self._waiting)
+            self._raise()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.finish()
+        except Exception as later:
+            if error is None:
+                raise
+            if later is not error:
+                error.add_note(f"beside it, work in the background failed: {later}")
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                _, job = self._waiting.popleft()
+                self._busy = True
+                self._changed.notify_all()
+            try:
+                job()
+            except BaseException as error:
+                with self._changed:
+                    self._error = error
+                    self._waiting.clear()
+            del job  # and what it holds
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
