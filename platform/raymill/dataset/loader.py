@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raymill.dataset.shards import PackingMethod, TokenStream
+from raymill.dataset.shards import PackingMethod, Place, TokenStream
 from raymill.errors import DataError
 
 if TYPE_CHECKING:
@@ -107,6 +107,14 @@ class Loader:
                 packing, row = self._find(number)
                 learned += packing.targets(row)
         return learned
+
+    def places(self, step: int) -> list[Place]:
+        """Where the targets of the global batch of `step` stand in the shards, for who has to find them again."""
+        found = []
+        for number in self.sequence_numbers(step):
+            pieces = self._pieces(number) if self._packed else [(number * self._seq_len + 1, self._seq_len, False)]
+            found += [place for start, length, _ in pieces for place in self._stream.places(number, start, length)]
+        return found
 
     def _read_windows(self, numbers: list[int]) -> tuple[Ids, Ids, Ids]:
         ids = np.empty((len(numbers), self._seq_len + 1), np.int64)

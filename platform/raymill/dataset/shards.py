@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +69,22 @@ class ShardIndex(Config):
         return sum(shard.text_bytes for shard in self.of(split))
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where some ids that were trained on stand."""
+
+    sequence: int
+    """Number of their sequence in the split."""
+    shard: str
+    """Shard file."""
+    token: int
+    """The first of them, counted in ids from the start of the shard."""
+    tokens: int
+    """How many they are."""
+    document: int | None
+    """The document of the first, counted from the start of the shard; None where the shard has no lengths file."""
+
+
 class TokenStream:
     """The ids of one split as one long read-only array over memory-mapped shards."""
 
@@ -120,6 +137,17 @@ class TokenStream:
             if mask is not None:
                 learned[part] = mask[offset : offset + part.stop - part.start]
         return learned
+
+    def places(self, sequence: int, start: int, count: int) -> list[Place]:
+        """Where the ids [start, start + count) of a sequence stand, shard by shard."""
+        found = []
+        for shard, offset, part in self._pieces(start, count):
+            entry = self._entries[shard]
+            document = None
+            if (self._folder / lengths_name(entry.path)).exists():
+                document = int(np.searchsorted(np.cumsum(self.lengths(shard), dtype=np.int64), offset, side="right"))
+            found.append(Place(sequence, entry.path, offset, part.stop - part.start, document))
+        return found
 
     def _pieces(self, start: int, count: int) -> Iterator[tuple[int, int, slice]]:
         """For every shard that [start, start + count) touches: its number, the offset in it, the part that it fills."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from raymill.training.config import OptimizerConfig
@@ -18,8 +19,13 @@ from raymill.training.lion import Lion
 from raymill.training.muon import Muon
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """One optimizer for all of the model's parameters, whole tensors or DTensors."""
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, group: dist.ProcessGroup | None = None
+) -> torch.optim.Optimizer:
+    """One optimizer for all of the model's parameters, whole tensors or DTensors.
+
+    `group`: workers that hold the same matrices and share muon's work on them; every one of them calls step().
+    """
     named = list(model.named_parameters())
     blocks = [parameter for name, parameter in named if config.name == "muon" and _is_block_matrix(name, parameter)]
     chosen = {id(parameter) for parameter in blocks}
@@ -37,7 +43,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     groups = [{**group, "lr": group["peak"]} for group in groups if group["params"]]
     betas = (config.beta1, config.beta2)
     if config.name == "muon":
-        return Muon(groups, momentum=config.momentum, betas=betas, eps=config.eps)
+        return Muon(groups, momentum=config.momentum, betas=betas, eps=config.eps, group=group)
     if config.name == "lion":
         return Lion(groups, betas=betas)
     if config.name == "sgd":
@@ -62,8 +68,9 @@ class DecoupledSGD(torch.optim.SGD):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         assert closure is None
         for group in self.param_groups:
-            if group["decay"]:
-                torch._foreach_mul_(group["params"], 1 - group["lr"] * group["decay"])
+            for parameter in group["params"]:
+                if group["decay"] and parameter.grad is not None:
+                    parameter.mul_(1 - group["lr"] * group["decay"])
         super().step()
 
 
