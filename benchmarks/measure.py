@@ -100,12 +100,12 @@ def _run(command: Sequence[str], limit_s: float, environment: Mapping[str, str])
     except subprocess.TimeoutExpired:
         return f"took more than {limit_s:g} s"
     if done.returncode != 0:
-        return _error_line(done.stderr)
+        return error_line(done.stderr)
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 
 
-def _error_line(text: str) -> str:
+def error_line(text: str) -> str:
     """The line that names the error: some libraries print more after it."""
     lines = text.strip().splitlines() or ["it ended without a word"]
     named = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Exit)\b", line)]
@@ -152,7 +152,7 @@ def watch(
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if failure is None and process.returncode != 0:
-        failure = f"exit {process.returncode}: {_error_line(log.read_text('utf-8', 'replace'))}"
+        failure = f"exit {process.returncode}: {error_line(log.read_text('utf-8', 'replace'))}"
     return Watched(time.monotonic() - began, tree.cpu_s, tree.peak_bytes, failure)
 
 

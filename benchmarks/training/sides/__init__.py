@@ -1,0 +1,1 @@
+"""One script per side of a comparison, run by path; see timing.py."""

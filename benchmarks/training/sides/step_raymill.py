@@ -1,0 +1,56 @@
+"""raymill's step: the model, the objective inside its forward, clipping and the optimizer, as the loop runs them.
+
+`--variant` holds words: int8 (matrices in int8), documents (attention stays inside documents), muon, qwen3.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timing import Batches, describe, serve
+
+from raymill.dataset.shards import read_index
+from raymill.model.config import InitConfig, ModelConfig
+from raymill.model.transformer import Transformer
+from raymill.training.config import OptimizerConfig
+from raymill.training.losses import next_token
+from raymill.training.optimizer import build_optimizer
+
+
+def load(options: Namespace) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
+    words = set(options.variant.split("+")) - {""}
+    heads = options.dim // 64
+    config = ModelConfig(
+        architecture="qwen3" if "qwen3" in words else "llama",
+        num_layers=options.layers,
+        model_dim=options.dim,
+        num_heads=heads,
+        num_kv_heads=heads,
+        hidden_dim=options.dim * 8 // 3,
+        max_seq_len=options.seq_len,
+    )
+    model, batches = Transformer(config, options.vocab_size), Batches(options)
+    model.initialize(0, InitConfig())
+    model.train()
+    if "int8" in words:
+        from raymill.model.int8 import use_int8
+
+        use_int8(model)
+    optimizer = build_optimizer(model, OptimizerConfig(name="muon" if "muon" in words else "adamw", learning_rate=1e-3))
+    end_id = read_index(options.tokens).end_of_document_id
+
+    def work() -> dict[str, Any]:
+        inputs_BT, targets_BT = batches.next()
+        documents_BT = (inputs_BT == end_id).cumsum(1) if "documents" in words else None
+        loss = model(inputs_BT, documents_BT, next_token(targets_BT)) / targets_BT.numel()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return {"loss": loss.item()}
+
+    return describe(model, options), work
+
+
+serve(load)
