@@ -8,27 +8,33 @@ from raymill.errors import MachineError
 from raymill.inference.kv_cache import fit_slots, slot_bytes
 from raymill.inference.scheduler import Chunk
 from raymill.inference.step import TorchStep
-from raymill.model.config import ModelConfig
+from raymill.model.config import ModelConfig, RopeScaling
 from raymill.model.transformer import Transformer
 
 VOCAB = 97
 
 
-def model_of(kv_heads=2, tie=True, int8=False):
-    config = ModelConfig(
-        num_layers=3,
-        model_dim=64,
-        num_heads=4,
-        num_kv_heads=kv_heads,
-        hidden_dim=96,
-        max_seq_len=48,
-        tie_embeddings=tie,
-    )
+ARCHITECTURES = {
+    "llama3 rope": {"rope_scaling": RopeScaling(kind="llama3", factor=4, original_max_seq_len=12)},
+    "mistral window": {"architecture": "mistral", "sliding_window": 6},
+    "qwen2": {"architecture": "qwen2"},
+    "qwen3 head_dim": {"architecture": "qwen3", "head_dim": 32},
+    "qwen3 window": {"architecture": "qwen3", "sliding_window": 1},
+    "gpt2": {"architecture": "gpt2", "num_kv_heads": 4},
+}
+
+
+def model_of(kv_heads=2, tie=True, int8=False, **settings):
+    shape = {"num_layers": 3, "model_dim": 64, "num_heads": 4, "num_kv_heads": kv_heads, "hidden_dim": 96}
+    config = ModelConfig(**{**shape, "max_seq_len": 48, "tie_embeddings": tie, **settings})
     model = Transformer(config, VOCAB)
     model.initialize(seed=2)
     with torch.no_grad():
         for parameter in model.parameters():  # away from init: norms that are not 1, logits that differ
-            parameter.mul_(1 + torch.rand(parameter.shape, generator=torch.Generator().manual_seed(3))).mul_(3)
+            generator = torch.Generator().manual_seed(3)
+            parameter.mul_(1 + torch.rand(parameter.shape, generator=generator)).mul_(3)
+            if parameter.ndim < 2:
+                parameter.add_(torch.rand(parameter.shape, generator=generator) - 0.5)
     model.requires_grad_(False).eval()
     if int8:
         quantize_model(model)
@@ -76,8 +82,19 @@ def test_batched_chunked_cached_text_is_the_models_own(kv_heads, tie, slots, pie
     assert greedy_step(TorchStep(copy.deepcopy(model), 16), prompts(), 12, slots, piece) == expected
 
 
-def test_logits_are_the_models_to_rounding():
-    model, prompt = model_of(), prompts()[3]
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("slots", [[0, 1, 2, 3, 4], [4, 2, 0, 6, 1], [15, 3, 9, 0, 12]])
+def test_every_architecture_says_what_the_model_says(architecture, slots, int8):
+    model = model_of(int8=int8, **ARCHITECTURES[architecture])
+    expected = [greedy_reference(model, prompt, 12) for prompt in prompts()]
+    assert len({tuple(text) for text in expected}) > 3, "a model that always says the same proves nothing"
+    assert greedy_step(TorchStep(copy.deepcopy(model), 16), prompts(), 12, slots, 7) == expected
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_logits_are_the_models_to_rounding(architecture):
+    model, prompt = model_of(**ARCHITECTURES[architecture]), prompts()[3]
     logits = TorchStep(model, 2)([Chunk(1, 0, tuple(prompt), True)])
     assert torch.allclose(logits[0], model(torch.tensor([prompt]))[0, -1], rtol=1e-4, atol=1e-4)
 

@@ -197,12 +197,17 @@ def describe_difference(found: ModelConfig, wanted: ModelConfig) -> str:
     What only training reads (dropout), or this architecture does not read, does not count.
     """
     for name in _SHAPE + (_ROPE if wanted.rotary else ()):
-        ours, theirs = getattr(wanted, name), getattr(found, name)
-        if ours == theirs:
-            continue
-        if isinstance(ours, RopeScaling) and isinstance(theirs, RopeScaling):
-            for part in RopeScaling.model_fields:
-                if getattr(ours, part) != getattr(theirs, part):
-                    return f"rope_scaling.{part} is {getattr(theirs, part)}, not {getattr(ours, part)}"
-        return f"{'head_dim' if name == 'head_width' else name} is {theirs}, not {ours}"
+        theirs, ours = getattr(found, name), getattr(wanted, name)
+        if isinstance(theirs, RopeScaling) and isinstance(ours, RopeScaling):
+            fields = [field for field in RopeScaling.model_fields if getattr(theirs, field) != getattr(ours, field)]
+            if fields:
+                return f"rope_scaling.{fields[0]} is {getattr(theirs, fields[0])}, not {getattr(ours, fields[0])}"
+        elif theirs != ours:
+            return f"{'head_dim' if name == 'head_width' else name} is {_shown(theirs)}, not {_shown(ours)}"
     return ""
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, RopeScaling):
+        return f"{value.kind} by {value.factor}"
+    return "none" if value is None else str(value)

@@ -18,13 +18,15 @@ TOKENIZER = "tokenizer.json"
 
 def read_config(folder: Path) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{folder} holds no model", why=f"it has no {CONFIG}", fix="name a checkpoint") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{folder / CONFIG} is damaged", why=str(error), fix="delete its folder and run again"
         ) from None
+    if not isinstance(values, dict):
+        raise ArtifactError(f"{folder / CONFIG} is damaged", why="it holds no settings", fix="name a checkpoint")
     return values
 
 
@@ -33,7 +35,7 @@ def read_model_config(folder: Path) -> tuple[ModelConfig, int]:
     values = read_config(folder)
     config = config_from_hugging_face(values, str(folder / CONFIG))
     vocab_size = values.get("vocab_size")
-    if not isinstance(vocab_size, int) or vocab_size < 1:
+    if not isinstance(vocab_size, int) or isinstance(vocab_size, bool) or vocab_size < 1:
         raise ArtifactError(
             f"vocab_size is {vocab_size!r}", where=str(folder / CONFIG), fix="name a complete checkpoint"
         )

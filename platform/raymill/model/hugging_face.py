@@ -111,7 +111,11 @@ def config_from_hugging_face(values: dict[str, Any], where: str | None = None) -
         ours = str(first["loc"][0]) if first["loc"] else ""
         names = {**_NAMES, "num_kv_heads": "num_key_value_heads"} if architecture != "gpt2" else _GPT2_NAMES
         shown = f"{names.get(ours, ours)} is {first['input']!r}: " if ours else ""
-        raise reader.refusal(shown + first["msg"].removeprefix("Value error, ").partition("; fix: ")[0]) from None
+        raise reader.refusal(shown + _plain(first["msg"])) from None
+
+
+def _plain(message: str) -> str:
+    return message.removeprefix("Value error, ").partition("; fix: ")[0]
 
 
 class _Reader:
@@ -125,10 +129,29 @@ class _Reader:
         fix = f"name a model of {', '.join(get_args(Architecture))} in its usual form"
         return ArtifactError(what if self.where else f"config.json: {what}", where=self.where, why=why, fix=fix)
 
-    def need(self, key: str) -> Any:
-        if self.values.get(key) is None:
+    def whole(self, key: str, absent: int | None = None) -> int:
+        """A whole number above 0; None is as good as absent."""
+        return int(self._number(key, absent, int))
+
+    def number(self, key: str, absent: float | None = None) -> float:
+        """A number above 0; None is as good as absent."""
+        return self._number(key, absent, int, float)
+
+    def _number(self, key: str, absent: float | None, *kinds: type) -> float:
+        found = self.values.get(key)
+        found = absent if found is None else found
+        if found is None:
             raise self.refusal(f"it has no {key}")
-        return self.values[key]
+        if isinstance(found, bool) or not isinstance(found, kinds) or not 0 < found < math.inf:
+            raise self.refusal(f"{key} is {found!r}", why="it must be a number above 0")
+        return found
+
+    def section(self, *keys: str) -> _Reader:
+        """The first of some sections that holds anything."""
+        found = next((self.values[key] for key in keys if self.values.get(key)), {})
+        if not isinstance(found, dict) or any(isinstance(value, dict) for value in found.values()):
+            raise self.refusal(f"{keys[0]} is {found!r}"[:200], why="supported: the same settings for every layer")
+        return _Reader(found, self.where)
 
     def only(self, key: str, supported: tuple[Any, ...], absent: Any = None) -> Any:
         """The value, which must be one of those supported."""
@@ -139,67 +162,62 @@ class _Reader:
 
 
 def _gpt2_settings(reader: _Reader) -> dict[str, Any]:
-    values = reader.values
-    settings = {ours: reader.need(theirs) for ours, theirs in _GPT2_NAMES.items() if ours != "hidden_dim"}
+    settings = {ours: reader.whole(theirs) for ours, theirs in _GPT2_NAMES.items() if ours != "hidden_dim"}
     return {
         **settings,
         "num_kv_heads": settings["num_heads"],
-        "hidden_dim": values.get("n_inner") or 4 * settings["model_dim"],
-        "norm_eps": values.get("layer_norm_epsilon", 1e-5),
-        "tie_embeddings": values.get("tie_word_embeddings", True),
+        "hidden_dim": reader.whole("n_inner", absent=4 * settings["model_dim"]),
+        "norm_eps": reader.number("layer_norm_epsilon", absent=1e-5),
+        "tie_embeddings": reader.only("tie_word_embeddings", (True, False), absent=True),
     }
 
 
 def _rotary_settings(reader: _Reader, architecture: str) -> dict[str, Any]:
-    values = reader.values
-    settings = {ours: reader.need(theirs) for ours, theirs in _NAMES.items()}
+    settings = {ours: reader.whole(theirs) for ours, theirs in _NAMES.items()}
+    dim, heads = settings["model_dim"], settings["num_heads"]
+    width = reader.whole("head_dim", absent=128 if architecture == "qwen3" else max(1, dim // heads))
     theta, scaling = _rope_in(reader)
-    width = values.get("head_dim") or (128 if architecture == "qwen3" else None)
-    if isinstance(settings["model_dim"], int) and width is not None:
-        width = None if width * settings["num_heads"] == settings["model_dim"] else width
     return {
         **settings,
-        "num_kv_heads": values.get("num_key_value_heads") or settings["num_heads"],
-        "head_dim": width,
-        "norm_eps": values.get("rms_norm_eps", 1e-6),
-        "tie_embeddings": values.get("tie_word_embeddings", False),
+        "num_kv_heads": reader.whole("num_key_value_heads", absent=heads),
+        "head_dim": None if width * heads == dim else width,
+        "norm_eps": reader.number("rms_norm_eps", absent=1e-6),
+        "tie_embeddings": reader.only("tie_word_embeddings", (True, False), absent=False),
         "rope_theta": theta,
         "rope_scaling": scaling,
         "sliding_window": _window_in(reader, architecture),
     }
 
 
-def _rope_in(reader: _Reader) -> tuple[Any, RopeScaling | None]:
+def _rope_in(reader: _Reader) -> tuple[float, RopeScaling | None]:
     """Base of the angles and their stretching, from either spelling."""
-    values = reader.values
-    rope = _Reader(values.get("rope_scaling") or values.get("rope_parameters") or {}, reader.where)
-    theta = rope.values.get("rope_theta") or values.get("rope_theta", 10000.0)
+    rope = reader.section("rope_scaling", "rope_parameters")
+    theta = rope.number("rope_theta", absent=reader.number("rope_theta", absent=10000.0))
     for source in (reader, rope):
         source.only("partial_rotary_factor", (1.0, None))
-    kind = rope.values.get("rope_type", rope.values.get("type", "default"))
+    kind_key = "rope_type" if "rope_type" in rope.values else "type"
+    kind = rope.only(kind_key, ("default", *_ROPE_KEYS_OF), absent="default")
     if kind == "default":
         return theta, None
-    if kind not in _ROPE_KEYS_OF:
-        raise reader.refusal(f"rope_type is {kind!r}", why=f"supported: default, {', '.join(_ROPE_KEYS_OF)}")
-    factor = rope.need("factor")
+    settings: dict[str, Any] = {"kind": kind, "factor": rope.number("factor")}
     if kind == "yarn":
-        rope.only("attention_factor", (None, 0.1 * math.log(factor) + 1))
+        rope.only("attention_factor", (None, 0.1 * math.log(settings["factor"]) + 1))
         rope.only("truncate", (True,), absent=True)
         for key in ("mscale", "mscale_all_dim"):
             rope.only(key, (None,))
-    found = {ours: rope.values.get(_ROPE_KEYS[ours]) for ours in _ROPE_KEYS_OF[kind]}
-    if "original_max_seq_len" in found:
-        found["original_max_seq_len"] = (
-            values.get("original_max_position_embeddings")
-            or found["original_max_seq_len"]
-            or reader.need("max_position_embeddings")
-        )
-    given = {ours: value for ours, value in found.items() if value is not None}
+    for ours in _ROPE_KEYS_OF[kind]:
+        theirs = _ROPE_KEYS[ours]
+        if ours == "original_max_seq_len":
+            inside = rope.whole(theirs, absent=reader.whole("max_position_embeddings"))
+            settings[ours] = reader.whole(theirs, absent=inside)
+        elif rope.values.get(theirs) is not None:
+            settings[ours] = rope.number(theirs)
     try:
-        return theta, RopeScaling(kind=kind, factor=factor, **given)
+        return theta, RopeScaling(**settings)
     except ValidationError as error:
         first = error.errors()[0]
-        raise reader.refusal(f"rope_scaling: {'.'.join(map(str, first['loc']))} {first['msg']}") from None
+        where = ".".join(_ROPE_KEYS.get(str(part), str(part)) for part in first["loc"])
+        raise reader.refusal(f"rope_scaling {where}: {_plain(first['msg'])}".replace(" :", ":")) from None
 
 
 def _rope_out(scaling: RopeScaling) -> dict[str, Any]:
@@ -207,22 +225,22 @@ def _rope_out(scaling: RopeScaling) -> dict[str, Any]:
     return {"rope_type": scaling.kind, "factor": scaling.factor, **parts}
 
 
-def _window_in(reader: _Reader, architecture: str) -> Any:
+def _window_in(reader: _Reader, architecture: str) -> int | None:
     """The window that every layer has; layers that differ are refused."""
-    values = reader.values
-    if architecture == "llama":
+    if architecture == "llama" or reader.values.get("sliding_window", 4096) is None:
         return None
+    window = reader.whole("sliding_window", absent=4096)
     if architecture == "mistral":
-        return values.get("sliding_window", 4096)
-    window = values.get("sliding_window", 4096)
-    if not values.get("use_sliding_window", False) or window is None:
+        return window
+    if not reader.only("use_sliding_window", (True, False), absent=False):
         return None
-    layers = reader.need("num_hidden_layers")
-    full = min(values.get("max_window_layers", 28), layers)
-    kinds = values.get("layer_types") or ["full_attention"] * full + ["sliding_attention"] * (layers - full)
-    if len(set(kinds)) > 1:
-        why = "supported: a window in every layer, or in none"
-        raise reader.refusal(f"layer_types are {' and '.join(sorted(set(kinds)))}", why=why)
+    kinds = reader.values.get("layer_types")
+    if kinds is None:
+        full = 0 if reader.values.get("max_window_layers") == 0 else reader.whole("max_window_layers", absent=28)
+        kinds = ["full_attention"] if full else []
+        kinds += ["sliding_attention"] if full < reader.whole("num_hidden_layers") else []
+    if not isinstance(kinds, list) or not kinds or any(kind != kinds[0] for kind in kinds):
+        raise reader.refusal("some layers have a sliding window", why="supported: a window in every layer, or in none")
     return window if kinds[0] == "sliding_attention" else None
 
 
