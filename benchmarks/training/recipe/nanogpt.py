@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raymill.dataset.loader import Loader
+if TYPE_CHECKING:
+    from raymill.dataset.loader import Loader
 
 _STD = 0.02
 _BETAS = (0.9, 0.95)
@@ -91,11 +93,6 @@ class NanoGPT(nn.Module):
             x_BTD = block(x_BTD)
         logits_BTV: Tensor = functional.linear(self.ln_f(x_BTD), self.wte.weight)
         return logits_BTV
-
-    @property
-    def num_parameters(self) -> int:
-        """Of the blocks, the embeddings and the positions; the head is the embedding."""
-        return sum(parameter.numel() for parameter in self.parameters())
 
 
 class Trainer:

@@ -1,10 +1,101 @@
-"""Tuned recipes by size: what `train.preset` fills in where the job says nothing. DECISIONS.md has the tuning runs."""
+"""Tuned recipes by size: what `train.preset` fills in where the job says nothing. DECISIONS.md has the tuning runs.
+
+tiny and small carry the recipe of the race to a loss (benchmarks/training/recipe), tuned on two cores: Muon, queries and
+keys normed, projections into the residual at zero, a constant rate that falls to zero at the end. 124m and 1b carry what
+follows from it by rules of others, since they could not be tuned here:
+- Muon's updates have the root mean square of AdamW's (training/muon.py), so a rate known to serve AdamW at a size serves
+  Muon: GPT-3's 6e-4 at 125 M and 2e-4 at 1.3 B parameters (Brown et al. 2020, table 2.1), times 3, which speed runs of
+  GPT-2's size found best for runs this short (github.com/karpathy/llm.c, discussion 481: 1.8e-3 at 124 M).
+- Batches of half a million and a million tokens (the same table); 20 tokens a parameter (Hoffmann et al. 2022).
+- A decay of 0.1: Muon at scale grows its weights without it (Liu et al. 2025, "Muon is Scalable for LLM Training").
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-PRESETS: dict[str, dict[str, Any]] = {"tiny": {}, "small": {}, "124m": {}, "1b": {}}
+_SHARED: dict[str, Any] = {
+    "init": {"name": "kaiming", "std": 0.02, "zero_projections": True},
+    "schedule": {"name": "wsd", "warmup_steps": 10, "decay_fraction": 0.5, "final_fraction": 0.0},
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        **_SHARED,
+        "model": {
+            "architecture": "qwen3",
+            "num_layers": 4,
+            "model_dim": 192,
+            "num_heads": 6,
+            "num_kv_heads": 2,
+            "hidden_dim": 512,
+            "max_seq_len": 256,
+            "norm_eps": 1e-6,
+        },
+        "optimizer": {"name": "muon", "learning_rate": 1e-2, "weight_decay": 0.0},
+        "steps": 600,
+        "global_batch_size": 8,
+        "microbatch_size": 4,
+    },
+    "small": {
+        **_SHARED,
+        "model": {
+            "architecture": "qwen3",
+            "num_layers": 6,
+            "model_dim": 384,
+            "num_heads": 6,
+            "num_kv_heads": 2,
+            "hidden_dim": 1024,
+            "max_seq_len": 256,
+            "norm_eps": 1e-6,
+        },
+        "optimizer": {"name": "muon", "learning_rate": 1e-2, "weight_decay": 0.0},
+        "steps": 1200,
+        "global_batch_size": 8,
+        "microbatch_size": 4,
+    },
+    "124m": {
+        "model": {
+            "architecture": "qwen3",
+            "num_layers": 12,
+            "model_dim": 768,
+            "num_heads": 12,
+            "num_kv_heads": 12,
+            "hidden_dim": 2048,
+            "max_seq_len": 1024,
+            "norm_eps": 1e-6,
+        },
+        "init": _SHARED["init"],
+        "optimizer": {"name": "muon", "learning_rate": 1.8e-3, "weight_decay": 0.1},
+        "schedule": {"name": "wsd", "warmup_steps": 100, "decay_fraction": 0.5, "final_fraction": 0.0},
+        "steps": 4750,
+        "global_batch_size": 512,
+        "microbatch_size": 16,
+        "checkpoint_every_steps": 250,
+        "validate_every_steps": 250,
+    },
+    "1b": {
+        "model": {
+            "architecture": "qwen3",
+            "num_layers": 16,
+            "model_dim": 2048,
+            "num_heads": 16,
+            "num_kv_heads": 8,
+            "head_dim": 128,
+            "hidden_dim": 8192,
+            "max_seq_len": 2048,
+            "norm_eps": 1e-6,
+        },
+        "init": _SHARED["init"],
+        "optimizer": {"name": "muon", "learning_rate": 6e-4, "weight_decay": 0.1},
+        "schedule": {"name": "wsd", "warmup_steps": 500, "decay_fraction": 0.5, "final_fraction": 0.0},
+        "steps": 20_500,
+        "global_batch_size": 512,
+        "microbatch_size": 4,
+        "checkpoint_every_steps": 500,
+        "validate_every_steps": 500,
+    },
+}
 
 
 def fill(values: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,40 @@
+"""Both sides' settings: what tuning left. DECISIONS has the runs that led here.
+
+Same tokens, same length of a sequence, 1.3 M parameters on both sides.
+"""
+
+from __future__ import annotations
+
+from benchmarks.training.recipe.nanogpt import Recipe, Shape
+from raymill.training.config import TrainingConfig
+
+SEQ_LEN = 256
+VOCAB_SIZE = 4096
+
+REFERENCE = Recipe(learning_rate=2e-3, steps=500, batch_size=4, warmup_steps=50)
+
+OURS = TrainingConfig.model_validate(
+    {
+        "model": {
+            "architecture": "qwen3",
+            "num_layers": 4,
+            "model_dim": 128,
+            "num_heads": 4,
+            "num_kv_heads": 4,
+            "hidden_dim": 352,
+            "max_seq_len": SEQ_LEN,
+            "norm_eps": 1e-6,
+        },
+        "init": {"name": "kaiming", "std": 0.02, "zero_projections": True},
+        "optimizer": {"name": "muon", "learning_rate": 1e-2, "weight_decay": 0.0},
+        "schedule": {"name": "wsd", "warmup_steps": 10, "decay_fraction": 0.5, "final_fraction": 0.0},
+        "steps": 200,
+        "global_batch_size": 4,
+        "microbatch_size": 4,
+        "mask_documents": False,
+    }
+)
+
+
+def reference_shape(vocab_size: int) -> Shape:
+    return Shape(vocab_size, num_layers=4, num_heads=4, model_dim=128, max_seq_len=SEQ_LEN)

@@ -1,0 +1,114 @@
+"""One run of one side, in a process of its own: trains to the end and says what it took, as one line of JSON.
+
+Timed are the steps alone, from reading the batch to the changed weights, in CPU-seconds of this process; one step before
+the run, on a model that is thrown away, pays for what libraries do once. Validations stand outside the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.training.recipe import nanogpt, ours, settings
+from raymill.dataset.loader import Loader
+from raymill.dataset.shards import TokenStream
+
+_SEQUENCES_AT_ONCE = 16
+_SEQUENCES_ON_THE_WAY = 64
+_POINTS = 8
+
+
+class Trainer(Protocol):
+    """What both sides are."""
+
+    model: nn.Module
+
+    def step(self, number: int) -> None: ...
+
+    def logits(self, ids_BT: Tensor) -> Tensor: ...
+
+
+def build(side: str, shards: Path, seed: int) -> tuple[Trainer, int, int]:
+    """The trainer of a side, its steps, and the tokens of a step."""
+    stream = TokenStream(shards, "train")
+    vocab_size = stream.index.vocab_size
+    if side == "raymill":
+        config = settings.OURS
+        loader = Loader(
+            stream,
+            seq_len=config.model.max_seq_len,
+            global_batch_size=config.global_batch_size,
+            seed=seed,
+            packing=config.packing,
+        )
+        tokens = config.global_batch_size * config.model.max_seq_len
+        return ours.Trainer(config, vocab_size, loader, seed), config.steps, tokens
+    recipe, shape = settings.REFERENCE, settings.reference_shape(vocab_size)
+    loader = Loader(stream, seq_len=shape.max_seq_len, global_batch_size=recipe.batch_size, seed=seed)
+    return nanogpt.Trainer(shape, recipe, loader, seed), recipe.steps, recipe.batch_size * shape.max_seq_len
+
+
+def train(side: str, shards: Path, seed: int) -> dict[str, Any]:
+    """The run's CPU-seconds, its loss over the whole val split in nats, and the way there."""
+    build(side, shards, seed)[0].step(0)
+    trainer, steps, tokens = build(side, shards, seed)
+    val = TokenStream(shards, "val")
+    cpu_s = 0.0
+    curve = []
+    for number in range(steps):
+        began = time.process_time()
+        trainer.step(number)
+        cpu_s += time.process_time() - began
+        done = number + 1
+        if done % max(1, steps // _POINTS) == 0 or done == steps:
+            loss = validate(trainer, val, None if done == steps else _SEQUENCES_ON_THE_WAY)
+            curve.append({"step": done, "tokens": done * tokens, "cpu_s": cpu_s, "val_loss": loss})
+    return {
+        "cpu_s": cpu_s,
+        "val_loss": curve[-1]["val_loss"],
+        "steps": steps,
+        "tokens": steps * tokens,
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "seed": seed,
+        "curve": curve,
+    }
+
+
+@torch.no_grad()
+def validate(trainer: Trainer, val: TokenStream, count: int | None) -> float:
+    """Mean cross-entropy in nats over sequences of the val split that share one id with the next, all or some of them."""
+    length = settings.SEQ_LEN
+    total = (len(val) - 1) // length
+    chosen = range(total) if count is None or count >= total else [n * total // count for n in range(count)]
+    summed = 0.0
+    for first in range(0, len(chosen), _SEQUENCES_AT_ONCE):
+        numbers = chosen[first : first + _SEQUENCES_AT_ONCE]
+        rows = torch.stack([torch.from_numpy(val.read(number * length, length + 1)) for number in numbers])
+        logits_BTV = trainer.logits(rows[:, :-1].contiguous())
+        summed += float(functional.cross_entropy(logits_BTV.flatten(0, 1), rows[:, 1:].flatten(), reduction="sum"))
+    return summed / (len(chosen) * length)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--side", choices=("raymill", "nanogpt"), required=True)
+    parser.add_argument("--shards", type=Path, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--core", type=int)
+    options = parser.parse_args()
+    if options.core is not None:
+        os.sched_setaffinity(0, {options.core})
+    torch.set_num_threads(1)
+    print(json.dumps(train(options.side, options.shards, options.seed)))
+
+
+if __name__ == "__main__":
+    main()
