@@ -39,6 +39,13 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
     return y
 
 
+def multiply(a_NI: Tensor, b_IO: Tensor) -> Tensor:
+    """a b, by whichever kernels are faster here."""
+    if _ONEDNN and is_plain(a_NI, b_IO) and len(a_NI) * b_IO.numel() >= _LEAST_WORK:
+        return product(a_NI.detach(), b_IO.detach().t())
+    return a_NI @ b_IO
+
+
 def product(a_NI: Tensor, b_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """a b^T + bias for fp32 matrices of any strides, by oneDNN."""
     y_NO: Tensor = torch.ops.mkldnn._linear_pointwise(a_NI, b_OI, bias_O, "none", [], "")
