@@ -160,7 +160,7 @@ def test_a_full_disk_keeps_the_older_ones_and_says_how_much_is_needed(
     sync = os.fsync
 
     def full(descriptor: int) -> None:
-        if name in os.readlink(f"/proc/self/fd/{descriptor}"):
+        if name in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(descriptor)
 
@@ -190,9 +190,9 @@ def test_a_disk_without_room_for_three_is_refused_before_the_first_step(tmp_path
 
 
 def test_a_second_process_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
-    with _holder(tmp_path) as holder, pytest.raises(MachineError, match="another process trains in") as error:
-        with only_writer(tmp_path, patience_s=0.1):
-            pass
+    refused = pytest.raises(MachineError, match="another process trains in")
+    with _holder(tmp_path) as holder, refused as error, only_writer(tmp_path, patience_s=0.1):
+        pass
     assert f"process {holder.pid} holds it" in str(error.value)
 
 
