@@ -26,12 +26,18 @@ from pathlib import Path
 
 from benchmarks import machine, peers, table
 from benchmarks.measure import say
-from benchmarks.training import steps
+from benchmarks.training import feed, overhead, save, steps, workers
 from benchmarks.training.bench import PINS, TORCH, Bench
+from benchmarks.training.recipe import race
 
 WORKS: dict[str, Callable[[Bench], list[table.Row]]] = {
+    "race": lambda bench: race.run(bench.quick, bench.cache),
     "step": steps.step,
     "int8": steps.int8,
+    "workers": workers.workers,
+    "platform": overhead.platform,
+    "save": save.save,
+    "feed": feed.feed,
 }
 _LIBRARIES = ("raymill", "torch", "ray", "numpy", "numba", "safetensors", "pydantic")
 

@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+FEEDS = 1000
+"""Batches of one turn of the sides that only feed."""
+
 
 class Turns:
     """This process's side of the talk. What a library prints goes to stderr."""

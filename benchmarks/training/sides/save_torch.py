@@ -1,0 +1,44 @@
+"""torch's own ways to save weights and AdamW's state. `--variant`: save (torch.save), async (distributed.checkpoint's
+async_save as it comes) or kept (the same with its stager that keeps the copy's memory)."""
+
+import time
+import warnings
+from argparse import Namespace
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from saved_state import stepped_model, timed
+from timing import serve
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
+
+
+def load(options: Namespace) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
+    warnings.simplefilter("ignore")  # that there is one process only
+    model, optimizer = stepped_model(options)
+    stager = BlockingAsyncStager(cache_staged_state_dict=True) if options.variant == "kept" else None
+    target = options.folder / f"torch-{options.variant}"
+    running: Future | None = None
+
+    def save() -> None:
+        nonlocal running
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        if options.variant == "save":
+            torch.save(state, target)
+        else:
+            writer = dcp.FileSystemWriter(target, overwrite=True)
+            running = dcp.async_save(state, storage_writer=writer, async_stager=stager, no_dist=True)
+
+    def work() -> dict[str, Any]:
+        began = time.perf_counter()
+        stall = timed(save)
+        if running is not None:
+            running.result()
+        return stall | {"until_saved_s": time.perf_counter() - began}
+
+    return {}, work
+
+
+serve(load)
