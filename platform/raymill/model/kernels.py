@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -98,8 +99,11 @@ def is_plain(*tensors: Tensor) -> bool:
 
 
 def array(tensor: Tensor) -> Any:
-    """A contiguous tensor's memory as numpy has it."""
-    return tensor.detach().numpy()
+    """A contiguous tensor's memory as numpy has it.
+
+    A weight goes by DLPack: `.numpy()` marks its storage as never to be resized, which is how FSDP frees gathered weights.
+    """
+    return np.from_dlpack(tensor.detach()) if isinstance(tensor, nn.Parameter) else tensor.detach().numpy()
 
 
 def split_rows(rows: int, width: int, work: Callable[[int, int], None], multiple: int = 1) -> None:
