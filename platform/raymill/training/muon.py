@@ -77,10 +77,10 @@ class Muon(torch.optim.Optimizer):
         for update in orthogonalize([directions[index] for index in own]):
             sent[at : at + update.numel()].view_as(update).copy_(update)
             at += update.numel()
-        received = sent.new_empty(len(parts), len(sent))
+        received = sent.new_empty(len(parts) * len(sent))
         dist.all_gather_into_tensor(received, sent, group=self._group)
         updates: dict[int, Tensor] = {}
-        for row, part in zip(received, parts, strict=True):
+        for row, part in zip(received.view(len(parts), -1), parts, strict=True):
             at = 0
             for index in part:
                 updates[index] = row[at : at + directions[index].numel()].view_as(directions[index])
