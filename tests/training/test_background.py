@@ -60,6 +60,26 @@ def test_an_error_is_raised_at_the_next_submit_and_nothing_later_runs() -> None:
     assert done == []
 
 
+def test_what_a_job_used_is_given_back_when_it_is_over_or_never_runs() -> None:
+    given: list[str] = []
+    gate = threading.Event()
+    background = Background()
+
+    def fail() -> None:
+        gate.wait(10)
+        raise ValueError("disk")
+
+    background.submit("save", lambda: None, after=lambda: given.append("done"))
+    background.submit("validate", fail, after=lambda: given.append("failed"))
+    background.submit("save", lambda: given.append("never"), after=lambda: given.append("dropped"))
+    gate.set()
+    with pytest.raises(ValueError, match="disk"):
+        background.finish()
+    with pytest.raises(ValueError, match="disk"):
+        background.submit("save", lambda: given.append("never"), after=lambda: given.append("refused"))
+    assert given == ["done", "failed", "dropped", "refused"]
+
+
 def test_finish_waits_for_all() -> None:
     done: list[int] = []
     background = Background()

@@ -48,6 +48,15 @@ def test_beats_keep_it_quiet_and_nothing_is_left(tmp_path: Path) -> None:
     assert not ended and not (tmp_path / STACKS).exists()
 
 
+def test_after_the_last_step_it_is_quiet(tmp_path: Path) -> None:
+    ended: list[int] = []
+    with Watchdog(tmp_path, 0, 0.4, on_hang=ended.append) as watchdog:
+        watchdog.beat(1)
+        watchdog.stop()
+        time.sleep(0.8)
+    assert not ended
+
+
 def test_the_first_step_may_take_longer(tmp_path: Path) -> None:
     ended: list[int] = []
     with Watchdog(tmp_path, 0, 0.4, on_hang=ended.append):

@@ -23,17 +23,22 @@ class Background:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._waiting: deque[tuple[str, Job]] = deque()
+        self._waiting: deque[tuple[str, Job, Job | None]] = deque()
         self._busy = False
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
 
-    def submit(self, kind: str, job: Job) -> None:
-        """Lets the job run after all before it. Blocks while another of its kind has not begun; raises what one raised."""
+    def submit(self, kind: str, job: Job, after: Job | None = None) -> None:
+        """Lets the job run after all before it. Blocks while another of its kind has not begun; raises what one raised.
+
+        `after` gives back what the job used: it is called when the job is over, has failed or will never run.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._error or all(waiting != kind for waiting, _ in self._waiting))
+            self._changed.wait_for(lambda: self._error or all(kind != each[0] for each in self._waiting))
+            if self._error is not None and after is not None:
+                after()
             self._raise()
-            self._waiting.append((kind, job))
+            self._waiting.append((kind, job, after))
             self._changed.notify_all()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="background", daemon=True)
@@ -67,16 +72,21 @@ class Background:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting)
-                _, job = self._waiting.popleft()
+                _, job, after = self._waiting.popleft()
                 self._busy = True
                 self._changed.notify_all()
+            given_up: list[Job | None] = [after]
             try:
                 job()
             except BaseException as error:
                 with self._changed:
                     self._error = error
+                    given_up += [each[2] for each in self._waiting]
                     self._waiting.clear()
-            del job  # and what it holds
+            for give_back in given_up:
+                if give_back is not None:
+                    give_back()
+            del job, after, given_up  # and what they hold
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()

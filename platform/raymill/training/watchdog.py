@@ -52,6 +52,10 @@ class Watchdog:
         self._step = step
         self._limit_s = time.monotonic() + self._timeout_s
 
+    def stop(self) -> None:
+        """No step is to come: a last validation may take as long as it needs."""
+        self._stop.set()
+
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("a", encoding="utf-8")
@@ -62,7 +66,7 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stop.set()
+        self.stop()
         self._thread.join()
         self._file.close()
         if not self._path.stat().st_size:

@@ -102,8 +102,9 @@ class Reduction:
             return
         waiting = self._take()
         self._sum_node(right, leaf)
-        gradients = [parameter.grad for parameter in self._parameters]
-        torch._foreach_add_(gradients, waiting)
+        for parameter, part in zip(self._parameters, waiting, strict=True):
+            assert parameter.grad is not None
+            parameter.grad.add_(part)
 
     def _take(self) -> list[Tensor]:
         """The gradients, which leave `.grad`."""
