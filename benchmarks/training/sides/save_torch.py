@@ -1,5 +1,5 @@
 """torch's own ways to save weights and AdamW's state. `--variant`: save (torch.save), async (distributed.checkpoint's
-async_save as it comes) or kept (the same with its stager that keeps the copy's memory)."""
+async_save as it comes) or kept (the same with one stager for all saves, which keeps the copy's memory)."""
 
 import time
 import warnings
@@ -12,13 +12,14 @@ import torch
 import torch.distributed.checkpoint as dcp
 from saved_state import stepped_model, timed
 from timing import serve
-from torch.distributed.checkpoint.staging import BlockingAsyncStager
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 
 def load(options: Namespace) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
     warnings.simplefilter("ignore")  # that there is one process only
     model, optimizer = stepped_model(options)
-    stager = BlockingAsyncStager(cache_staged_state_dict=True) if options.variant == "kept" else None
+    # One stager for all saves keeps its memory; the options are those that async_save sets for its own.
+    stager = DefaultStager(StagingOptions(False, False, False, False)) if options.variant == "kept" else None
     target = options.folder / f"torch-{options.variant}"
     running: Future | None = None
 

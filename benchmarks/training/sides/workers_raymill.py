@@ -4,6 +4,7 @@ The first step is left out (memory is met for the first time there), and so are 
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -39,7 +40,7 @@ def main() -> None:
     if any(other.wait() for other in others):
         raise RuntimeError("a worker failed")
     if options.rank == 0:
-        seconds = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+        seconds = [after - before for before, after in itertools.pairwise(ends)]
         print(json.dumps({"step_s": seconds, "tokens": options.global_batch_size * options.seq_len}))
 
 
