@@ -21,11 +21,6 @@ def learning_rate_scale(step: int, total_steps: int, config: ScheduleConfig) -> 
     return min(1.0, rise, _fall(step, total_steps, config))
 
 
-def learning_rate_at(step: int, total_steps: int, peak: float, config: ScheduleConfig) -> float:
-    """The rate of step `step` (from 0) of `total_steps`."""
-    return peak * learning_rate_scale(step, total_steps, config)
-
-
 def _fall(step: int, total_steps: int, config: ScheduleConfig) -> float:
     """What the schedule would give if there were no warmup."""
     if config.name == "step":
