@@ -40,7 +40,7 @@ def build_optimizer(
         {"params": matrices, "method": "adamw", "peak": rate, "weight_decay": config.weight_decay},
         {"params": vectors, "method": "adamw", "peak": rate, "weight_decay": 0.0},
     ]
-    groups = [{**group, "lr": group["peak"]} for group in groups if group["params"]]
+    groups = [{**group, "params": alike, "lr": group["peak"]} for group in groups for alike in _by_mesh(group["params"])]
     betas = (config.beta1, config.beta2)
     if config.name == "muon":
         return Muon(groups, momentum=config.momentum, betas=betas, eps=config.eps, group=group)
@@ -72,6 +72,14 @@ class DecoupledSGD(torch.optim.SGD):
                 if group["decay"] and parameter.grad is not None:
                     parameter.mul_(1 - group["lr"] * group["decay"])
         super().step()
+
+
+def _by_mesh(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Parameters by the workers they are split over: fused steps take plain tensors or DTensors of one mesh, no mixture."""
+    kinds: dict[Any, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        kinds.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+    return list(kinds.values())
 
 
 def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
