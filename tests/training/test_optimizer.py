@@ -1,5 +1,6 @@
 """Which parameters an optimizer updates how, on a model with the names that matter and nothing else."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 import pytest
@@ -11,6 +12,14 @@ from raymill.training.optimizer import build_optimizer, set_learning_rate
 
 Name = Literal["sgd", "adamw", "lion", "muon"]
 NAMES: tuple[Name, ...] = ("sgd", "adamw", "lion", "muon")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Model(nn.Module):

@@ -1,5 +1,7 @@
 """Against the singular value decomposition, which is the definition; and bits that depend on nothing else."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,6 +10,15 @@ from raymill.training.orthogonal import COEFFICIENTS, cost, orthogonalize
 
 SHAPES = ((24, 24), (10, 33), (64, 20), (200, 256), (384, 384), (192, 512))
 """Square and not, both ways round, with and without strips, on either side of L = 1.5 S."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Bits hold for a number of threads; one is also what a busy machine is quickest with."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def matrix(shape: tuple[int, int], seed: int = 0) -> Tensor:
@@ -43,7 +54,6 @@ def test_singular_values_down_to_a_hundredth_come_near_one(shape: tuple[int, int
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_bits_of_a_result_do_not_depend_on_its_neighbours(shape: tuple[int, int]) -> None:
-    torch.set_num_threads(1)
     matrices = [matrix(shape, seed) for seed in range(5)] + [matrix((12, 12))]
     together = orthogonalize(matrices)
     for x, found in zip(matrices, together, strict=True):
@@ -53,7 +63,6 @@ def test_the_bits_of_a_result_do_not_depend_on_its_neighbours(shape: tuple[int, 
 
 
 def test_a_view_into_a_larger_buffer_gives_the_bits_of_a_copy() -> None:
-    torch.set_num_threads(1)
     x = matrix((50, 70))
     buffer = torch.zeros(3501)
     buffer[1:] = x.flatten()
@@ -82,3 +91,18 @@ def test_what_is_given_stays_as_it_was() -> None:
 
 def test_the_cost_of_lying_and_standing_is_one() -> None:
     assert cost(3, 5) == cost(5, 3) < cost(5, 5)
+
+
+def test_stacks_give_every_matrix_its_own_shape_back() -> None:
+    """Without values: where nothing is computed, matrices are stacked as on a GPU."""
+    shapes = [(8, 20), (20, 8), (8, 8), (8, 20), (3, 5)]
+    found = orthogonalize([torch.empty(shape, device="meta") for shape in shapes])
+    assert [tuple(each.shape) for each in found] == shapes
+
+
+@pytest.mark.gpu
+def test_stacks_on_a_gpu_give_what_a_cpu_gives() -> None:
+    matrices = [matrix(shape, seed) for shape in SHAPES for seed in range(3)]
+    found = orthogonalize([each.cuda() for each in matrices])
+    for here, there in zip(orthogonalize(matrices), found, strict=True):
+        torch.testing.assert_close(there.cpu(), here, atol=5e-3, rtol=0)
