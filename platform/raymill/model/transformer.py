@@ -19,6 +19,7 @@ from raymill.model import kernels
 from raymill.model.attention import attend
 from raymill.model.config import InitConfig, ModelConfig
 from raymill.model.initialize import initialize
+from raymill.model.linear import Linear
 from raymill.model.rope import rotary_tables
 
 Objective = Callable[[Tensor, nn.Linear], Tensor]
@@ -68,10 +69,10 @@ class Attention(nn.Module):
         self.head_width = width
         self.window = config.sliding_window
         self.attend: Callable[..., Tensor] = attend  # a layout may bring its own
-        self.q_proj = nn.Linear(dim, config.num_heads * width, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(dim, config.num_kv_heads * width, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(dim, config.num_kv_heads * width, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(config.num_heads * width, dim, bias=config.output_bias)
+        self.q_proj = Linear(dim, config.num_heads * width, bias=config.qkv_bias)
+        self.k_proj = Linear(dim, config.num_kv_heads * width, bias=config.qkv_bias)
+        self.v_proj = Linear(dim, config.num_kv_heads * width, bias=config.qkv_bias)
+        self.o_proj = Linear(config.num_heads * width, dim, bias=config.output_bias)
 
     def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, documents_BT: Tensor | None) -> Tensor:
         batch, length, _ = x_BTD.shape
@@ -113,8 +114,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up_proj = nn.Linear(config.model_dim, config.hidden_dim)
-        self.down_proj = nn.Linear(config.hidden_dim, config.model_dim)
+        self.up_proj = Linear(config.model_dim, config.hidden_dim)
+        self.down_proj = Linear(config.hidden_dim, config.model_dim)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         y_BTD: Tensor = self.down_proj(kernels.gelu(self.up_proj(x_BTD)))
@@ -126,9 +127,9 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.model_dim, config.hidden_dim, bias=False)
-        self.up_proj = nn.Linear(config.model_dim, config.hidden_dim, bias=False)
-        self.down_proj = nn.Linear(config.hidden_dim, config.model_dim, bias=False)
+        self.gate_proj = Linear(config.model_dim, config.hidden_dim, bias=False)
+        self.up_proj = Linear(config.model_dim, config.hidden_dim, bias=False)
+        self.down_proj = Linear(config.hidden_dim, config.model_dim, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         y_BTD: Tensor = self.down_proj(kernels.swiglu(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
@@ -178,7 +179,7 @@ class Transformer(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.model = Decoder(config, vocab_size)
-        self.lm_head = nn.Linear(config.model_dim, vocab_size, bias=False)
+        self.lm_head = Linear(config.model_dim, vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         cos_TC, sin_TC = rotary_tables(config)
