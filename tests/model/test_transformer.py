@@ -1,9 +1,7 @@
 """The model computes what its papers say, and its weights survive the disk."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -49,25 +47,6 @@ def test_a_document_in_a_row_reads_as_it_does_alone(model: Transformer, lengths:
         if stop > start:
             torch.testing.assert_close(packed[0, start:stop], model(ids[:1, start:stop])[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(packed[1], model(ids[1:])[0], rtol=1e-5, atol=1e-5)
-
-
-def test_without_documents_the_causal_kernel_runs_and_no_mask(
-    model: Transformer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kinds: list[tuple[bool, bool]] = []
-    attend: Callable[..., torch.Tensor] = torch.nn.functional.scaled_dot_product_attention
-
-    def spy(*qkv: torch.Tensor, **options: Any) -> torch.Tensor:
-        kinds.append((options["attn_mask"] is None, options["is_causal"]))
-        return attend(*qkv, **options)
-
-    monkeypatch.setattr("raymill.model.attention.functional.scaled_dot_product_attention", spy)
-    ids = torch.arange(16)[None]
-    model(ids)
-    assert set(kinds) == {(True, True)}
-    kinds.clear()
-    model(ids, torch.zeros_like(ids))
-    assert set(kinds) == {(False, False)}
 
 
 def test_parameters_are_counted_right(model: Transformer) -> None:

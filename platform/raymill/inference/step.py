@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -25,7 +26,16 @@ from raymill.inference.kv_cache import KvCache
 from raymill.inference.scheduler import Chunk
 from raymill.model.config import ModelConfig
 from raymill.model.rope import rotate
-from raymill.model.transformer import Attention, Block, GatedFeedForward, NormedRotaryAttention, Transformer
+from raymill.model.transformer import (
+    Attention,
+    Block,
+    FeedForward,
+    GatedFeedForward,
+    LayerNorm,
+    NormedRotaryAttention,
+    RMSNorm,
+    Transformer,
+)
 
 
 class ModelStep(Protocol):
@@ -52,6 +62,7 @@ class TorchStep:
         self._cache = KvCache(model.config, num_slots, self._device)
         self._model = model.eval()
         self._layers = [_Layer.of(cast(Block, block), model.config) for block in model.model.layers]
+        self._norm = _norm(model.model.norm)
 
     @torch.inference_mode()
     def __call__(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -65,7 +76,7 @@ class TorchStep:
             y = self._attend(index, layer, layer.qkv(layer.attention_norm(x_MD)), rows, groups, cos, sin)
             x_MD = x_MD + layer.out(y)
             x_MD = x_MD + layer.feed_forward(layer.feed_forward_norm(x_MD))
-        logits: Tensor = self._model.lm_head(self._model.model.norm(x_MD[rows.wanted]))
+        logits: Tensor = self._model.lm_head(self._norm(x_MD[rows.wanted]))
         return logits
 
     def _attend(
@@ -191,25 +202,32 @@ def _attention_groups(chunks: Sequence[Chunk], window: int | None, device: torch
 class _Layer:
     """A block with the projections of one input joined into one matrix."""
 
-    attention_norm: nn.Module
+    attention_norm: Callable[[Tensor], Tensor]
     qkv: nn.Module
     turn: Callable[[Tensor, Tensor, Tensor], Tensor]
     """Queries and keys of every row (M, H + K, C) to what meets, by the rows' cosines and sines (M, 1, C)."""
     out: nn.Module
-    feed_forward_norm: nn.Module
+    feed_forward_norm: Callable[[Tensor], Tensor]
     feed_forward: Callable[[Tensor], Tensor]
 
     @classmethod
     def of(cls, block: Block, config: ModelConfig) -> _Layer:
         attention = block.self_attn
         return cls(
-            block.input_layernorm,
+            _norm(block.input_layernorm),
             _join(attention.q_proj, attention.k_proj, attention.v_proj),
             _turn(attention, config),
             attention.o_proj,
-            block.post_attention_layernorm,
-            _joined_swiglu(block.mlp) if isinstance(block.mlp, GatedFeedForward) else block.mlp,
+            _norm(block.post_attention_layernorm),
+            _feed_forward(block.mlp),
         )
+
+
+def _norm(norm: RMSNorm | LayerNorm) -> Callable[[Tensor], Tensor]:
+    """Torch's own operation: for the few rows of a step, calling a compiled loop costs more than running it saves."""
+    if isinstance(norm, LayerNorm):
+        return norm
+    return partial(functional.rms_norm, normalized_shape=norm.weight.shape, weight=norm.weight, eps=norm.eps)
 
 
 def _turn(attention: Attention, config: ModelConfig) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -224,15 +242,17 @@ def _turn(attention: Attention, config: ModelConfig) -> Callable[[Tensor, Tensor
     return lambda qk, cos, sin: rotate(functional.rms_norm(qk, (width,), eps=eps).mul_(gains), cos, sin)
 
 
-def _joined_swiglu(mlp: GatedFeedForward) -> Callable[[Tensor], Tensor]:
-    gate_up, down = _join(mlp.gate_proj, mlp.up_proj), mlp.down_proj
+def _feed_forward(mlp: FeedForward | GatedFeedForward) -> Callable[[Tensor], Tensor]:
+    down = mlp.down_proj
+    if isinstance(mlp, GatedFeedForward):
+        gate_up = _join(mlp.gate_proj, mlp.up_proj)
+        return lambda x_MD: down(_swiglu(*gate_up(x_MD).chunk(2, dim=-1)))
+    up = mlp.up_proj
+    return lambda x_MD: down(functional.gelu(up(x_MD), approximate="tanh"))
 
-    def feed_forward(x_MD: Tensor) -> Tensor:
-        gate, up = gate_up(x_MD).chunk(2, dim=-1)
-        y_MD: Tensor = down(functional.silu(gate).mul_(up))
-        return y_MD
 
-    return feed_forward
+def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    return functional.silu(gate).mul_(up)
 
 
 def _join(*layers: nn.Linear | Int8Linear) -> nn.Module:
