@@ -45,9 +45,9 @@ def test_it_is_the_polynomials_of_the_singular_values(shape: tuple[int, int]) ->
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_singular_values_down_to_a_hundredth_come_near_one(shape: tuple[int, int]) -> None:
+def test_singular_values_down_to_a_fortieth_come_near_one(shape: tuple[int, int]) -> None:
     u, _, v = torch.linalg.svd(matrix(shape), full_matrices=False)
-    (found,) = orthogonalize([u @ torch.diag(torch.logspace(0, -2, min(shape))) @ v])
+    (found,) = orthogonalize([u @ torch.diag(torch.logspace(0, -1.6, min(shape))) @ v])
     values = torch.linalg.svdvals(found)
     assert values.min() > 0.6 and values.max() < 1.3
 
