@@ -35,8 +35,8 @@ _STACKED_ENTRIES = 1 << 26
 
 
 def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Each matrix with its singular values near 1; those below a hundredth of the largest (a fortieth, where many are large) stay
-    smaller.."""
+    """Each matrix with its singular values near 1. Those below a hundredth of the largest stay smaller, those below a
+    fortieth where many are large."""
     done: dict[int, Tensor] = {}
     for indices in _stacks(matrices):
         short = [matrices[index].mT if _is_tall(matrices[index]) else matrices[index] for index in indices]
