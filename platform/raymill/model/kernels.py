@@ -99,11 +99,13 @@ def is_plain(*tensors: Tensor) -> bool:
 
 
 def array(tensor: Tensor) -> Any:
-    """A contiguous tensor's memory as numpy has it.
+    """A contiguous tensor's memory as numpy has it."""
+    return tensor.detach().numpy()
 
-    A weight goes by DLPack: `.numpy()` marks its storage as never to be resized, which is how FSDP frees gathered weights.
-    """
-    return np.from_dlpack(tensor.detach()) if isinstance(tensor, nn.Parameter) else tensor.detach().numpy()
+
+def weight_array(weight: Tensor) -> Any:
+    """The same for a weight: `.numpy()` would mark its storage as never to be resized, and FSDP frees weights by that."""
+    return np.from_dlpack(weight.detach())
 
 
 def split_rows(rows: int, width: int, work: Callable[[int, int], None], multiple: int = 1) -> None:
@@ -137,7 +139,7 @@ class _RMSNorm(torch.autograd.Function):
         x = x.contiguous()
         y = torch.empty_like(x)
         roots_N = torch.empty(x.numel() // x.shape[-1])
-        x_ND, y_ND, weight, roots = _rows(x), _rows(y), array(weight_D), array(roots_N)
+        x_ND, y_ND, weight, roots = _rows(x), _rows(y), weight_array(weight_D), array(roots_N)
         split_rows(*x_ND.shape, lambda i, j: loops.rms_norm(x_ND[i:j], weight, eps, roots[i:j], y_ND[i:j]))
         ctx.save_for_backward(x, weight_D, roots_N)
         return y
@@ -157,7 +159,14 @@ class _AddRMSNorm(torch.autograd.Function):
         a, b = a.contiguous(), b.contiguous()
         x, y = torch.empty_like(a), torch.empty_like(a)
         roots_N = torch.empty(x.numel() // x.shape[-1])
-        a_ND, b_ND, x_ND, y_ND, weight, roots = _rows(a), _rows(b), _rows(x), _rows(y), array(weight_D), array(roots_N)
+        a_ND, b_ND, x_ND, y_ND, weight, roots = (
+            _rows(a),
+            _rows(b),
+            _rows(x),
+            _rows(y),
+            weight_array(weight_D),
+            array(roots_N),
+        )
         split_rows(
             *x_ND.shape,
             lambda i, j: loops.add_rms_norm(a_ND[i:j], b_ND[i:j], weight, eps, x_ND[i:j], roots[i:j], y_ND[i:j]),
@@ -183,7 +192,7 @@ def _rms_norm_backward(
     dy = dy.contiguous()
     summed = dsum is not None
     dx = torch.empty_like(x)
-    x_ND, dy_ND, dx_ND, weight, roots = _rows(x), _rows(dy), _rows(dx), array(weight_D), array(roots_N)
+    x_ND, dy_ND, dx_ND, weight, roots = _rows(x), _rows(dy), _rows(dx), weight_array(weight_D), array(roots_N)
     dsum_ND = dy_ND if dsum is None else _rows(dsum.contiguous())
     parts = loops.PART_ROWS
     dweight_PD = torch.empty(-(-len(x_ND) // parts), x.shape[-1])
@@ -272,7 +281,7 @@ class _Rotate(torch.autograd.Function):
         normed = weight_C is not None
         roots_BTH = torch.empty(batch, length if normed else 0, heads)
         x, cos, sin, roots, y = array(x_BTHC), array(cos_TC), array(sin_TC), array(roots_BTH), array(y_BHTC)
-        weight = cos[0] if weight_C is None else array(weight_C)
+        weight = cos[0] if weight_C is None else weight_array(weight_C)
         split_rows(
             batch,
             x_BTHC[0].numel(),
@@ -294,7 +303,7 @@ class _Rotate(torch.autograd.Function):
         dweight_BC = torch.empty(batch, width)
         dy, dx, dweight, roots = array(dy_BHTC), array(dx_BTHC), array(dweight_BC), array(roots_BTH)
         x, cos, sin = array(x_BTHC) if normed else dx, array(cos_TC), array(sin_TC)
-        weight = array(weight_C) if normed else cos[0]
+        weight = weight_array(weight_C) if normed else cos[0]
         split_rows(
             batch,
             dx_BTHC[0].numel(),

@@ -40,7 +40,9 @@ def build_optimizer(
         {"params": matrices, "method": "adamw", "peak": rate, "weight_decay": config.weight_decay},
         {"params": vectors, "method": "adamw", "peak": rate, "weight_decay": 0.0},
     ]
-    groups = [{**group, "params": alike, "lr": group["peak"]} for group in groups for alike in _by_mesh(group["params"])]
+    groups = [
+        {**group, "params": alike, "lr": group["peak"]} for group in groups for alike in _by_mesh(group["params"])
+    ]
     betas = (config.beta1, config.beta2)
     if config.name == "muon":
         return Muon(groups, momentum=config.momentum, betas=betas, eps=config.eps, group=group)

@@ -81,7 +81,9 @@ class Piece(nn.Module):
         if grid.is_last_stage:
             if grid.layout.tensor > 1:
                 x = TakeOwn.apply(x, own, grid.group("tensor"))
-            x = self.model.finish(x, next_token(targets_BT[:, first + own.start : first + own.stop].contiguous())).float()
+            x = self.model.finish(
+                x, next_token(targets_BT[:, first + own.start : first + own.stop].contiguous())
+            ).float()
         return x
 
     def _seed_dropout(self) -> None:
@@ -210,7 +212,11 @@ class Composed:
         total = torch.zeros((), dtype=torch.float64, device=self._worker.device)
         for name, parameter in self.model.named_parameters():
             twin = name == TIED and self._grid.is_last_stage and not self._grid.is_first_stage
-            if parameter.grad is not None and holds_first(parameter, self._grid) and not (twin and self._config.model.tie_embeddings):
+            if (
+                parameter.grad is not None
+                and holds_first(parameter, self._grid)
+                and not (twin and self._config.model.tie_embeddings)
+            ):
                 total += torch.linalg.vector_norm(local(parameter.grad), dtype=torch.float64).square()
         return total
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from raymill.training.parallel.mesh import AXES, Grid
 
@@ -52,10 +52,7 @@ def holds_first(tensor: Tensor, grid: Grid) -> bool:
 @torch.no_grad()
 def gather_whole(tensors: Mapping[str, Tensor], grid: Grid) -> dict[str, Tensor]:
     """Every worker's tensors, whole, by name, on rank 0; on others those of their own stage."""
-    whole = {
-        name: tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
-        for name, tensor in tensors.items()
-    }
+    whole = {name: make_whole(tensor.detach()) for name, tensor in tensors.items()}
     group, stages = grid.group("pipeline"), grid.layout.pipeline
     if stages == 1 or any(grid.at(axis) for axis in AXES if axis != "pipeline"):
         return whole
@@ -74,19 +71,43 @@ def gather_whole(tensors: Mapping[str, Tensor], grid: Grid) -> dict[str, Tensor]
 
 
 @torch.no_grad()
+def make_whole(tensor: Tensor) -> Tensor:
+    """The whole of a piece, on every worker that holds one; undoes place_piece."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    piece, shape = tensor.to_local(), tensor.shape
+    splits, shapes = _splits(tensor), []
+    for _, dim, size in splits:
+        shapes.append(shape)
+        shape = torch.Size([-(-n // size) if at == dim else n for at, n in enumerate(shape)])
+    for (axis, dim, _), shape in zip(reversed(splits), reversed(shapes), strict=True):
+        stride = torch.empty(shape, device="meta").stride()
+        mesh = tensor.device_mesh[axis]
+        piece = DTensor.from_local(piece, mesh, [Shard(dim)], run_check=False, shape=shape, stride=stride).full_tensor()
+    return piece
+
+
+@torch.no_grad()
 def place_piece(whole: Tensor, like: Tensor) -> Tensor:
     """This worker's piece of a whole tensor, laid out as `like`; tensors of another shape are every worker's own."""
     if not isinstance(like, DTensor) or whole.shape != like.shape:
         return whole.to(like.device)
     mesh, piece = like.device_mesh, whole
-    axes = list(zip(mesh.mesh_dim_names or (), like.placements, strict=True))
-    for axis, placement in reversed(axes):  # tensor parallelism splits first, FSDP splits what is left
-        if not placement.is_replicate():
-            dim: int = placement.dim  # type: ignore[attr-defined]
-            parts = piece.chunk(mesh[axis].size(), dim)
-            at = mesh.get_local_rank(axis)
-            piece = parts[at] if at < len(parts) else piece.narrow(dim, 0, 0)
+    for axis, dim, size in _splits(like):
+        parts, at = piece.chunk(size, dim), mesh.get_local_rank(axis)
+        piece = parts[at] if at < len(parts) else piece.narrow(dim, 0, 0)
     piece = piece.to(like.device).contiguous()
     return DTensor.from_local(
         piece, mesh, like.placements, run_check=False, shape=whole.shape, stride=whole.contiguous().stride()
     )
+
+
+def _splits(tensor: DTensor) -> list[tuple[str, int, int]]:
+    """Axis, dimension and number of pieces of each split, in order: tensor parallelism first, then FSDP what is left."""
+    mesh = tensor.device_mesh
+    splits = []
+    for axis, placement in zip(mesh.mesh_dim_names or (), tensor.placements, strict=True):
+        if not placement.is_replicate():
+            dim: int = placement.dim  # type: ignore[attr-defined]
+            splits.append((axis, dim, mesh[axis].size()))
+    return splits[::-1]
