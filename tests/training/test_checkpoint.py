@@ -4,9 +4,11 @@ import errno
 import multiprocessing
 import os
 import signal
+import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,39 @@ def test_a_full_disk_keeps_the_older_ones_and_says_how_much_is_needed(
     needed = sum(len(before[tmp_path / "step-00000002" / each]) for each in (WEIGHTS, OPTIMIZER, EMA))
     assert f"No space left on device; a checkpoint takes {needed:,} bytes" in str(error.value)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@contextmanager
+def disk(folder: Path, options: str) -> Iterator[None]:
+    """A disk of its own at `folder`."""
+    mount = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_within_a_file_is_as_it_was(tmp_path: Path) -> None:
+    with disk(tmp_path, "size=128k"):
+        save(tmp_path, 1, 2)
+        free_bytes = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+        (tmp_path / "other").write_bytes(bytes(free_bytes - 20_000))
+        with pytest.raises(MachineError, match="no checkpoint can be written") as error:
+            save(tmp_path, 3)
+        left_bytes = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+        assert 16_000 < left_bytes < 21_000
+        assert "No space left on device" in str(error.value)
+        assert f" bytes, {left_bytes:,} are free" in str(error.value)
+        assert newest_checkpoint(tmp_path, pytest.fail) == (tmp_path / "step-00000002", 2)
+        assert names(tmp_path) == ["other", "step-00000001", "step-00000002"]
+
+
+def test_a_disk_that_takes_nothing_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    with disk(tmp_path, "ro"), pytest.raises(MachineError, match="no checkpoint can be written to") as error:
+        check_writable(tmp_path / "checkpoints", 10)
+    assert "Read-only file system" in str(error.value)
 
 
 def test_a_folder_that_cannot_be_made_is_refused_before_the_first_step(tmp_path: Path) -> None:
