@@ -7,7 +7,7 @@ import pytest
 from raymill.training.config import TrainingConfig
 from raymill.training.recipes import PRESETS
 
-PARAMETERS = {"tiny": (4096, 1.8e6, 3.0e6), "small": (8192, 10e6, 16e6), "124m": (50257, 118e6, 130e6)}
+PARAMETERS = {"tiny": (4096, 1.8e6, 2.2e6), "small": (8192, 10e6, 15e6), "124m": (50257, 118e6, 130e6)}
 PARAMETERS["1b"] = (32768, 0.95e9, 1.15e9)
 """The vocabulary a preset is named at, and what its parameters lie between."""
 

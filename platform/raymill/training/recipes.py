@@ -1,56 +1,63 @@
-"""Tuned recipes by size: what `train.preset` fills in where the job says nothing. DECISIONS.md has the tuning runs.
+"""Recipes by size: what `train.preset` fills in where the job says nothing. DECISIONS.md has the tuning runs.
 
-tiny and small carry the recipe of the race to a loss (benchmarks/training/recipe), tuned on two cores: Muon, queries and
-keys normed, projections into the residual at zero, a constant rate that falls to zero at the end. 124m and 1b carry what
-follows from it by rules of others, since they could not be tuned here:
+tiny and small carry the recipe of the race to a loss (benchmarks/training/recipe), tuned at 1.4 M parameters and runs of a
+minute: Muon, queries and keys normed, projections into the residual at zero, a constant rate that falls to zero over the
+second half, a head of its own, and embeddings that start wide and move 20 times as fast as the matrices. From there to
+another width, Muon's rate goes by the inverse root of the width: its updates have a fixed root mean square, so their
+spectral norm grows with that root, and what a step should change is the spectral norm (Yang et al. 2023, "A Spectral
+Condition for Feature Learning").
+
+124m and 1b cannot be tuned on two cores and follow rules of others:
 - Muon's updates have the root mean square of AdamW's (training/muon.py), so a rate known to serve AdamW at a size serves
-  Muon: GPT-3's 6e-4 at 125 M and 2e-4 at 1.3 B parameters (Brown et al. 2020, table 2.1), times 3, which speed runs of
-  GPT-2's size found best for runs this short (github.com/karpathy/llm.c, discussion 481: 1.8e-3 at 124 M).
+  Muon: GPT-3's 6e-4 at 125 M and 2e-4 at 1.3 B parameters (Brown et al. 2020, table 2.1), times 3, which served runs this
+  short better at GPT-2's size (github.com/KellerJordan/modded-nanogpt: 1.8e-3 in its AdamW baseline of 124 M).
 - Batches of half a million and a million tokens (the same table); 20 tokens a parameter (Hoffmann et al. 2022).
-- A decay of 0.1: Muon at scale grows its weights without it (Liu et al. 2025, "Muon is Scalable for LLM Training").
+- A decay of 0.1: without it Muon's weights grow until the run is worse (Liu et al. 2025, "Muon is Scalable for LLM
+  Training").
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-_SHARED: dict[str, Any] = {
-    "init": {"name": "kaiming", "std": 0.02, "zero_projections": True},
-    "schedule": {"name": "wsd", "warmup_steps": 10, "decay_fraction": 0.5, "final_fraction": 0.0},
-}
+_FALLING = {"name": "wsd", "decay_fraction": 0.5, "final_fraction": 0.0}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
-        **_SHARED,
         "model": {
             "architecture": "qwen3",
-            "num_layers": 4,
-            "model_dim": 192,
-            "num_heads": 6,
-            "num_kv_heads": 2,
-            "hidden_dim": 512,
+            "num_layers": 3,
+            "model_dim": 160,
+            "num_heads": 5,
+            "num_kv_heads": 5,
+            "hidden_dim": 256,
             "max_seq_len": 256,
             "norm_eps": 1e-6,
+            "tie_embeddings": False,
         },
-        "optimizer": {"name": "muon", "learning_rate": 1e-2, "weight_decay": 0.0},
-        "steps": 600,
-        "global_batch_size": 8,
-        "microbatch_size": 4,
+        "init": {"name": "kaiming", "std": 0.5, "zero_projections": True},
+        "optimizer": {"name": "muon", "learning_rate": 2.5e-3, "adamw_learning_rate": 5e-2, "weight_decay": 0.0},
+        "schedule": _FALLING | {"warmup_steps": 10},
+        "steps": 400,
+        "global_batch_size": 4,
+        "microbatch_size": 2,
     },
     "small": {
-        **_SHARED,
         "model": {
             "architecture": "qwen3",
             "num_layers": 6,
             "model_dim": 384,
             "num_heads": 6,
             "num_kv_heads": 2,
-            "hidden_dim": 1024,
+            "hidden_dim": 768,
             "max_seq_len": 256,
             "norm_eps": 1e-6,
+            "tie_embeddings": False,
         },
-        "optimizer": {"name": "muon", "learning_rate": 1e-2, "weight_decay": 0.0},
-        "steps": 1200,
+        "init": {"name": "kaiming", "std": 0.5, "zero_projections": True},
+        "optimizer": {"name": "muon", "learning_rate": 1.5e-3, "adamw_learning_rate": 3e-2, "weight_decay": 0.0},
+        "schedule": _FALLING | {"warmup_steps": 20},
+        "steps": 800,
         "global_batch_size": 8,
         "microbatch_size": 4,
     },
@@ -65,9 +72,9 @@ PRESETS: dict[str, dict[str, Any]] = {
             "max_seq_len": 1024,
             "norm_eps": 1e-6,
         },
-        "init": _SHARED["init"],
+        "init": {"name": "scaled", "std": 0.02, "zero_projections": True},
         "optimizer": {"name": "muon", "learning_rate": 1.8e-3, "weight_decay": 0.1},
-        "schedule": {"name": "wsd", "warmup_steps": 100, "decay_fraction": 0.5, "final_fraction": 0.0},
+        "schedule": _FALLING | {"warmup_steps": 100},
         "steps": 4750,
         "global_batch_size": 512,
         "microbatch_size": 16,
@@ -86,9 +93,9 @@ PRESETS: dict[str, dict[str, Any]] = {
             "max_seq_len": 2048,
             "norm_eps": 1e-6,
         },
-        "init": _SHARED["init"],
+        "init": {"name": "scaled", "std": 0.02, "zero_projections": True},
         "optimizer": {"name": "muon", "learning_rate": 6e-4, "weight_decay": 0.1},
-        "schedule": {"name": "wsd", "warmup_steps": 500, "decay_fraction": 0.5, "final_fraction": 0.0},
+        "schedule": _FALLING | {"warmup_steps": 500},
         "steps": 20_500,
         "global_batch_size": 512,
         "microbatch_size": 4,
