@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from raymill.errors import UsageError
+from raymill.model.fp8 import CAPABILITY, MULTIPLE, use_fp8
 from raymill.model.transformer import Transformer
 from raymill.training.config import TrainingConfig
 from raymill.training.parallel.placement import Placement
@@ -17,6 +20,9 @@ def placement_for(config: TrainingConfig, model: Transformer, worker: Worker) ->
     check_placement(config, worker)
     model.to(worker.device)
     model.checkpoint_activations = config.activation_checkpointing
+    if config.precision == "fp8":
+        for block in model.model.layers:
+            use_fp8(block)
     if config.compile:
         for block in model.model.layers:
             block.compile()
@@ -30,7 +36,7 @@ def placement_for(config: TrainingConfig, model: Transformer, worker: Worker) ->
 
 
 def check_placement(config: TrainingConfig, worker: Worker) -> None:
-    """UsageError unless these workers can hold the layout."""
+    """UsageError unless these workers can hold the layout and compute in its precision."""
     config.check_layout(worker.world_size)
     layout = config.layout
     readers = worker.world_size // layout.model_size
@@ -42,3 +48,32 @@ def check_placement(config: TrainingConfig, worker: Worker) -> None:
             fix=f"set train.global_batch_size to a multiple of {readers * layout.pipeline * config.microbatch_size}, "
             "or lower train.microbatch_size",
         )
+    if config.precision == "fp8":
+        _check_fp8(config, worker.device)
+
+
+def _check_fp8(config: TrainingConfig, device: torch.device) -> None:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < CAPABILITY:
+        raise UsageError(
+            f"train.precision fp8 needs a GPU of compute capability {CAPABILITY[0]}.{CAPABILITY[1]} or newer",
+            why=f"this worker computes on {device}",
+            fix="set train.precision to bf16 on other GPUs, to fp32 on CPUs",
+        )
+    if config.layout.tensor > 1:
+        raise UsageError(
+            f"train.precision fp8 does not go with train.layout.tensor {config.layout.tensor}",
+            fix="set train.layout.tensor to 1, or train.precision to bf16",
+        )
+    model = config.model
+    tokens = min(config.microbatch_size, config.global_batch_size) * model.max_seq_len // config.layout.context
+    for name, size in (
+        ("train.model.model_dim", model.model_dim),
+        ("train.model.hidden_dim", model.hidden_dim),
+        ("train.model.num_kv_heads times the width of a head", model.num_kv_heads * model.head_width),
+        ("train.microbatch_size times train.model.max_seq_len over train.layout.context", tokens),
+    ):
+        if size % MULTIPLE:
+            raise UsageError(
+                f"{name} is {size}, which fp8 cannot multiply",
+                fix=f"make it a multiple of {MULTIPLE}, or set train.precision to bf16",
+            )

@@ -1,6 +1,6 @@
 """The seam between the loop and a layout: what one worker holds of the model, and how gradients become one.
 
-`placement_for` (parallel/__init__.py's map) builds the one that train.layout names. The loop knows nothing else of
+`placement_for` (parallel/choice.py) builds the one that train.layout names. The loop knows nothing else of
 layouts; the optimizer sees `model.parameters()`, whole tensors or DTensors alike.
 """
 
