@@ -57,6 +57,13 @@ def test_the_window_moves_with_accepted_losses_only() -> None:
     assert Guard(SPIKES, [1.0, 3.0, 1.0, 3.0]).verdict(7.0, 1.0) == ("spike", "skip")
 
 
+def test_a_resumed_window_holds_accepted_losses_only() -> None:
+    rows = [{"loss": 1.0}, {"loss": 3.0}, {"loss": 100.0, "event": "spike_skipped"}, {"loss": 1.0}]
+    rows += [{"loss": None, "event": "nan_skipped"}, {"loss": 3.0}]
+    assert Guard.resume(SPIKES, rows, []).verdict(5.0, 1.0) is None
+    assert Guard.resume(SPIKES, rows, []).verdict(5.1, 1.0) == ("spike", "skip")
+
+
 def test_more_events_than_allowed_stop_the_run() -> None:
     guard = Guard(GuardConfig(on_nan="skip", max_events=2))
     assert [guard.verdict(NAN, 1.0) for _ in range(3)] == [("nan", "skip"), ("nan", "skip"), ("nan", "stop")]
