@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from raymill.model.config import ModelConfig, RopeScaling
+from raymill.model.hugging_face import config_to_hugging_face
+from raymill.model.rope import rotary_tables
 from raymill.model.transformer import Transformer
 from raymill.model.weights import load_model, save_model
 
@@ -168,6 +170,25 @@ def test_our_models_go_out(variant: str, transformers: ModuleType, ids: torch.Te
     again = load_model(tmp_path)
     assert again.config == model.config
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        RopeScaling(kind="llama3", factor=8, original_max_seq_len=8192),
+        RopeScaling(kind="yarn", factor=4, original_max_seq_len=32768),
+        RopeScaling(kind="yarn", factor=40, original_max_seq_len=4096, beta_fast=20, beta_slow=2),
+    ],
+    ids=["llama 3.1", "qwen 2.5", "other ramp"],
+)
+def test_angles_of_real_sizes_are_theirs(scaling: RopeScaling, transformers: ModuleType) -> None:
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = ModelConfig(model_dim=512, num_heads=4, rope_theta=5e5, rope_scaling=scaling, max_seq_len=64)
+    theirs = transformers.LlamaConfig(**config_to_hugging_face(config, VOCAB, 0))
+    cos, sin = LlamaRotaryEmbedding(theirs)(torch.zeros(1), torch.arange(64)[None])
+    ours = rotary_tables(config)
+    torch.testing.assert_close(torch.stack(ours), torch.cat([cos, sin]), rtol=0, atol=1e-5)
 
 
 def test_shards_are_read(transformers: ModuleType, ids: torch.Tensor, tmp_path: Path) -> None:

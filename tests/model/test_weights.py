@@ -15,7 +15,7 @@ from torch import Tensor
 from raymill.errors import ArtifactError
 from raymill.model.config import ModelConfig
 from raymill.model.transformer import Transformer
-from raymill.model.weights import load_model, save_model
+from raymill.model.weights import load_model, read_weights, save_model
 
 LLAMA = ModelConfig(num_layers=2, model_dim=32, num_heads=4, num_kv_heads=2, hidden_dim=48, max_seq_len=16)
 GPT2 = ModelConfig(
@@ -125,6 +125,14 @@ def shard(folder: Path) -> dict[str, str]:
         save_file({name: tensors[name] for name in names if places[name] == place}, folder / place)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     return places
+
+
+def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
+    model = save(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors.update({name: each.bfloat16() for name, each in tensors.items()}))
+    weights = read_weights(tmp_path, LLAMA, 50)
+    assert all(tensor.dtype == torch.float32 for tensor in weights.values())
+    assert torch.equal(weights["model.embed_tokens.weight"], model.model.embed_tokens.weight.bfloat16().float())
 
 
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
