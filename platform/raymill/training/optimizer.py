@@ -35,7 +35,7 @@ def build_optimizer(
     rate = config.learning_rate
     if config.name == "muon" and config.adamw_learning_rate is not None:
         rate = config.adamw_learning_rate
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": blocks, "method": "muon", "peak": config.learning_rate, "weight_decay": config.weight_decay},
         {"params": matrices, "method": "adamw", "peak": rate, "weight_decay": config.weight_decay},
         {"params": vectors, "method": "adamw", "peak": rate, "weight_decay": 0.0},
