@@ -121,6 +121,8 @@ def test_what_a_file_leaves_out_is_what_its_family_means() -> None:
         ({**LLAMA, "hidden_size": None}, "it has no hidden_size"),
         ({**LLAMA, "hidden_size": "32"}, "hidden_size is '32'"),
         ({**LLAMA, "num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({**LLAMA, "num_hidden_layers": 2.0}, "num_hidden_layers is 2.0\n  why: it must be a whole number above 0"),
+        ({**LLAMA, "rope_theta": 10**400}, "rope_theta is 1000"),
         ({**LLAMA, "num_hidden_layers": 10**15}, "num_hidden_layers is 1000000000000000: "),
         ({**LLAMA, "num_key_value_heads": 3}, "num_kv_heads 3 does not divide num_heads 4"),
         ({**LLAMA, "rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),

@@ -138,17 +138,20 @@ class _Reader:
         return self._number(key, absent, int, float)
 
     def _number(self, key: str, absent: float | None, *kinds: type) -> float:
-        found = self.values.get(key)
-        found = absent if found is None else found
+        found: Any = self.values.get(key)
+        if found is None:
+            found = absent
         if found is None:
             raise self.refusal(f"it has no {key}")
-        if isinstance(found, bool) or not isinstance(found, kinds) or not 0 < found < math.inf:
-            raise self.refusal(f"{key} is {found!r}", why="it must be a number above 0")
-        return found
+        if type(found) not in kinds or not 0 < found < 1e18:  # True is an int, but not for this
+            kind = "whole number" if kinds == (int,) else "number"
+            raise self.refusal(f"{key} is {repr(found)[:60]}", why=f"it must be a {kind} above 0")
+        number: float = found
+        return number
 
     def section(self, *keys: str) -> _Reader:
         """The first of some sections that holds anything."""
-        found = next((self.values[key] for key in keys if self.values.get(key)), {})
+        found: Any = next((self.values[key] for key in keys if self.values.get(key)), {})
         if not isinstance(found, dict) or any(isinstance(value, dict) for value in found.values()):
             raise self.refusal(f"{keys[0]} is {found!r}"[:200], why="supported: the same settings for every layer")
         return _Reader(found, self.where)
