@@ -13,14 +13,14 @@ Shapes: B batch, T sequence.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from raymill.dataset.loader import Batch
-from raymill.model.transformer import Transformer
+from raymill.model.transformer import Attention, Transformer
 from raymill.training.config import TrainingConfig
 from raymill.training.losses import next_token
 from raymill.training.parallel.mesh import Grid
@@ -100,7 +100,8 @@ class Composed:
 
     def __init__(self, model: Transformer, worker: Worker, config: TrainingConfig) -> None:
         """Every worker brings the whole model, with the same bits, on its device; it is split in place."""
-        self.model = model
+        self.model: nn.Module = model
+        self._transformer = model
         self.tolerance = tolerance(config, worker.device)
         self._config = config
         self._worker = worker
@@ -110,7 +111,7 @@ class Composed:
         self._split()
 
     def _split(self) -> None:
-        model, grid, layout = self.model, self._grid, self._config.layout
+        model, grid, layout = self._transformer, self._grid, self._config.layout
         if layout.tensor > 1:
             from raymill.training.parallel.tensor import split_block
 
@@ -124,7 +125,7 @@ class Composed:
             from raymill.training.parallel.context import GatheredAttention
 
             for block in model.model.layers:
-                block.self_attn.attend = GatheredAttention(grid.context_group)
+                cast(Attention, block.self_attn).attend = GatheredAttention(grid.context_group)
         if layout.data != "ddp":
             from raymill.training.parallel.sharded import shard
 
@@ -199,7 +200,7 @@ class Composed:
         if layout.pipeline > 1 and self._config.model.tie_embeddings and (grid.is_first_stage or grid.is_last_stage):
             from raymill.training.parallel.pipeline import sum_tied
 
-            sum_tied(local(self.model.model.embed_tokens.weight.grad), grid)
+            sum_tied(local(self._transformer.model.embed_tokens.weight.grad), grid)
         if layout.data == "ddp" and grid.size("copies") > 1:
             all_reduce([local(parameter.grad) for _, parameter in named], grid.group("copies"))
 

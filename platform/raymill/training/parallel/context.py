@@ -29,7 +29,7 @@ class Gather(torch.autograd.Function):
         return torch.cat(slices, dim=1)
 
     @staticmethod
-    def backward(ctx: Any, grad_BSKC: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_BSKC: Tensor) -> tuple[Tensor, None]:
         slices = [part.contiguous() for part in grad_BSKC.chunk(dist.get_world_size(ctx.group), dim=1)]
         own = torch.empty_like(slices[0])
         dist.reduce_scatter(own, slices, group=ctx.group)

@@ -9,6 +9,8 @@ read by every stage; only hidden states and their gradients travel, (B, T, D) ea
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -69,7 +71,7 @@ class Pipeline:
         self._learned = learned
         losses: list[Tensor] = []
         first = (ids_BT,) if self._grid.is_first_stage else ()
-        documents = {} if documents_BT is None else {"documents_BT": documents_BT}
+        documents: dict[str, Any] = {} if documents_BT is None else {"documents_BT": documents_BT}
         self._schedule.step(
             *first, targets_BT=targets_BT, **documents, target=targets_BT, losses=losses, return_outputs=False
         )

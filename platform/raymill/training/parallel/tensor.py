@@ -19,11 +19,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel, parallelize_module
 from torch.distributed.tensor.parallel.style import ParallelStyle
 
 SPLIT_BY_OUTPUTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
 SPLIT_BY_INPUTS = ("self_attn.o_proj", "mlp.down_proj")
+
+BRANCHES = {"self_attn": 3, "mlp": 0}
+"""Arguments of each branch after its activations."""
 
 
 def split_block(block: nn.Module, mesh: DeviceMesh) -> None:
@@ -31,6 +35,12 @@ def split_block(block: nn.Module, mesh: DeviceMesh) -> None:
     present = {name for name, _ in block.named_modules()}
     plan: dict[str, ParallelStyle] = {name: ColwiseParallel() for name in SPLIT_BY_OUTPUTS if name in present}
     plan |= {name: RowwiseParallel() for name in SPLIT_BY_INPUTS}
+    for (
+        branch,
+        others,
+    ) in BRANCHES.items():  # one tensor for all its readers: their gradients are summed before they travel
+        layouts = (Replicate(), *[None] * others)
+        plan[branch] = PrepareModuleInput(input_layouts=layouts, desired_input_layouts=layouts)
     parallelize_module(block, mesh, plan, src_data_rank=None)
 
 
@@ -55,7 +65,7 @@ class KeepOwnGradient(torch.autograd.Function):
         return x_BTD.view_as(x_BTD)
 
     @staticmethod
-    def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor, None]:
         kept_BTD = torch.zeros_like(grad_BTD)
         kept_BTD[:, ctx.own] = grad_BTD[:, ctx.own]
         return kept_BTD, None
@@ -70,7 +80,7 @@ class TakeOwn(torch.autograd.Function):
         return x_BTD[:, own].contiguous()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         whole_BTD = grad.new_zeros(ctx.shape)
         whole_BTD[:, ctx.own] = grad
         dist.all_reduce(whole_BTD, group=ctx.group)  # zeros elsewhere, so no value is rounded
