@@ -188,7 +188,8 @@ class _BlockAttention(torch.autograd.Function):
 def _gather(x_BTHC: Tensor, heads: int) -> Tensor:
     """(B K, T G, C): a key head's queries beside each other, position by position."""
     batch, width = len(x_BTHC), x_BTHC.shape[-1]
-    return x_BTHC.unflatten(2, (heads, -1)).transpose(1, 2).reshape(batch * heads, -1, width)
+    x_BKTGC: Tensor = x_BTHC.unflatten(2, (heads, -1)).transpose(1, 2)
+    return x_BKTGC.reshape(batch * heads, -1, width)
 
 
 def _scatter(x_NRC: Tensor, batch: int, heads: int, group: int) -> Tensor:
@@ -212,8 +213,7 @@ def _softmax(scores_NRS: Tensor, layout: _Layout, piece: _Piece, logs_NR: Tensor
     loop = loops.softmax_again if again else loops.softmax
     heads, group, query, start = layout.heads, layout.group, piece.queries.start, piece.keys.start
     split_rows(
-        len(first),
-        scores[0].size * heads,
+        (len(first), scores.size // len(first)),
         lambda i, j: loop(
             scores[i * heads : j * heads],
             first[i:j],
@@ -232,4 +232,4 @@ def _softmax_backward(p_NRS: Tensor, dp_NRS: Tensor, scale: float) -> None:
     from raymill.model import loops
 
     p, dp = array(p_NRS), array(dp_NRS)
-    split_rows(len(p), p[0].size, lambda i, j: loops.softmax_backward(p[i:j], dp[i:j], scale))
+    split_rows(p.shape, lambda i, j: loops.softmax_backward(p[i:j], dp[i:j], scale))

@@ -10,6 +10,7 @@ Shapes: B batch, T sequence, N rows, D width, H num_heads, K num_kv_heads, C hea
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -108,10 +109,13 @@ def weight_array(weight: Tensor) -> Any:
     return np.from_dlpack(weight.detach())
 
 
-def split_rows(rows: int, width: int, work: Callable[[int, int], None], multiple: int = 1) -> None:
-    """Runs work(first, last) over all rows, in as many parts as torch has threads, each a multiple of so many rows."""
-    threads = torch.get_num_threads()
-    if threads == 1 or rows * width < _LEAST_SPLIT or rows <= multiple:
+def split_rows(shape: tuple[int, ...], work: Callable[[int, int], None], multiple: int = 1) -> None:
+    """Runs work(first, last) over all rows of an array, in as many parts as torch has threads.
+
+    Each part but the last is a multiple of so many rows.
+    """
+    rows, threads = shape[0], torch.get_num_threads()
+    if threads == 1 or math.prod(shape) < _LEAST_SPLIT or rows <= multiple:
         work(0, rows)
         return
     size = -(-rows // (threads * multiple)) * multiple
@@ -140,14 +144,15 @@ class _RMSNorm(torch.autograd.Function):
         y = torch.empty_like(x)
         roots_N = torch.empty(x.numel() // x.shape[-1])
         x_ND, y_ND, weight, roots = _rows(x), _rows(y), weight_array(weight_D), array(roots_N)
-        split_rows(*x_ND.shape, lambda i, j: loops.rms_norm(x_ND[i:j], weight, eps, roots[i:j], y_ND[i:j]))
+        split_rows(x_ND.shape, lambda i, j: loops.rms_norm(x_ND[i:j], weight, eps, roots[i:j], y_ND[i:j]))
         ctx.save_for_backward(x, weight_D, roots_N)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
-        dx, dweight_D = _rms_norm_backward(*ctx.saved_tensors, dy, None)
+        x, weight_D, roots_N = ctx.saved_tensors
+        dx, dweight_D = _rms_norm_backward(x, weight_D, roots_N, dy, None)
         return dx, dweight_D, None
 
 
@@ -168,7 +173,7 @@ class _AddRMSNorm(torch.autograd.Function):
             array(roots_N),
         )
         split_rows(
-            *x_ND.shape,
+            x_ND.shape,
             lambda i, j: loops.add_rms_norm(a_ND[i:j], b_ND[i:j], weight, eps, x_ND[i:j], roots[i:j], y_ND[i:j]),
         )
         ctx.save_for_backward(x, weight_D, roots_N)
@@ -180,7 +185,8 @@ class _AddRMSNorm(torch.autograd.Function):
     def backward(ctx: Any, dsum: Tensor | None, dy: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return dsum, dsum, None, None
-        dx, dweight_D = _rms_norm_backward(*ctx.saved_tensors, dy, dsum)
+        x, weight_D, roots_N = ctx.saved_tensors
+        dx, dweight_D = _rms_norm_backward(x, weight_D, roots_N, dy, dsum)
         return dx, dx, dweight_D, None
 
 
@@ -198,7 +204,7 @@ def _rms_norm_backward(
     dweight_PD = torch.empty(-(-len(x_ND) // parts), x.shape[-1])
     dweight = array(dweight_PD)
     split_rows(
-        *x_ND.shape,
+        x_ND.shape,
         lambda i, j: loops.rms_norm_backward(
             dy_ND[i:j],
             x_ND[i:j],
@@ -222,7 +228,7 @@ class _SwiGLU(torch.autograd.Function):
         gate, up = gate.contiguous(), up.contiguous()
         y = torch.empty_like(gate)
         gate_N, up_N, y_N = _flat(gate), _flat(up), _flat(y)
-        split_rows(len(y_N), 1, lambda i, j: loops.swiglu(gate_N[i:j], up_N[i:j], y_N[i:j]))
+        split_rows(y_N.shape, lambda i, j: loops.swiglu(gate_N[i:j], up_N[i:j], y_N[i:j]))
         ctx.save_for_backward(gate, up)
         return y
 
@@ -235,8 +241,7 @@ class _SwiGLU(torch.autograd.Function):
         dgate, dup = torch.empty_like(gate), torch.empty_like(up)
         dy_N, gate_N, up_N, dgate_N, dup_N = _flat(dy.contiguous()), _flat(gate), _flat(up), _flat(dgate), _flat(dup)
         split_rows(
-            len(dy_N),
-            1,
+            dy_N.shape,
             lambda i, j: loops.swiglu_backward(dy_N[i:j], gate_N[i:j], up_N[i:j], dgate_N[i:j], dup_N[i:j]),
         )
         return dgate, dup
@@ -250,7 +255,7 @@ class _GELU(torch.autograd.Function):
         x = x.contiguous()
         y = torch.empty_like(x)
         x_N, y_N = _flat(x), _flat(y)
-        split_rows(len(x_N), 1, lambda i, j: loops.gelu(x_N[i:j], y_N[i:j]))
+        split_rows(x_N.shape, lambda i, j: loops.gelu(x_N[i:j], y_N[i:j]))
         ctx.save_for_backward(x)
         return y
 
@@ -262,7 +267,7 @@ class _GELU(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         dx = torch.empty_like(x)
         dy_N, x_N, dx_N = _flat(dy.contiguous()), _flat(x), _flat(dx)
-        split_rows(len(x_N), 1, lambda i, j: loops.gelu_backward(dy_N[i:j], x_N[i:j], dx_N[i:j]))
+        split_rows(x_N.shape, lambda i, j: loops.gelu_backward(dy_N[i:j], x_N[i:j], dx_N[i:j]))
         return dx
 
 
@@ -283,8 +288,7 @@ class _Rotate(torch.autograd.Function):
         x, cos, sin, roots, y = array(x_BTHC), array(cos_TC), array(sin_TC), array(roots_BTH), array(y_BHTC)
         weight = cos[0] if weight_C is None else weight_array(weight_C)
         split_rows(
-            batch,
-            x_BTHC[0].numel(),
+            y.shape,
             lambda i, j: loops.rotate(x[i:j], cos, sin, weight, eps, normed, roots[i:j], y[i:j]),
         )
         ctx.save_for_backward(x_BTHC if normed else None, cos_TC, sin_TC, weight_C, roots_BTH)
@@ -305,8 +309,7 @@ class _Rotate(torch.autograd.Function):
         x, cos, sin = array(x_BTHC) if normed else dx, array(cos_TC), array(sin_TC)
         weight = weight_array(weight_C) if normed else cos[0]
         split_rows(
-            batch,
-            dx_BTHC[0].numel(),
+            dx.shape,
             lambda i, j: loops.rotate_backward(
                 dy[i:j], x[i:j], cos, sin, weight, normed, roots[i:j], dx[i:j], dweight[i:j]
             ),

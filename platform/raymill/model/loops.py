@@ -260,16 +260,16 @@ def softmax(
     scores begin at key `start`.
     """
     matrices, rows, _ = scores_NRS.shape
-    scale = np.float32(scale)
+    factor = np.float32(scale)
     for n in range(matrices):
         for r in range(rows):
             at = query + r // group
             first, last = max(first_BT[n // heads, at] - start, 0), at - start + 1
             row = scores_NRS[n, r, first:last]
-            largest = _largest(row) * scale
+            largest = _largest(row) * factor
             total = _ZERO
             for j in range(row.shape[0]):
-                p = _exp(row[j] * scale - largest)
+                p = _exp(row[j] * factor - largest)
                 row[j] = p
                 total += p
             logs_NR[n, r] = largest + np.log(total)
@@ -286,7 +286,7 @@ def softmax_again(
 ) -> None:
     """softmax's probabilities from the same scores and the logs it kept."""
     matrices, rows, _ = scores_NRS.shape
-    scale = np.float32(scale)
+    factor = np.float32(scale)
     for n in range(matrices):
         for r in range(rows):
             at = query + r // group
@@ -294,7 +294,7 @@ def softmax_again(
             row = scores_NRS[n, r, first:last]
             log = logs_NR[n, r]
             for j in range(row.shape[0]):
-                row[j] = _exp(row[j] * scale - log)
+                row[j] = _exp(row[j] * factor - log)
             scores_NRS[n, r, :first] = _ZERO
             scores_NRS[n, r, last:] = _ZERO
 
@@ -302,7 +302,7 @@ def softmax_again(
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=_SUMS)
 def softmax_backward(p_NRS: Array, dp_NRS: Array, scale: float) -> None:
     """The gradient of the scores, written over that of the probabilities."""
-    scale = np.float32(scale)
+    factor = np.float32(scale)
     for n in range(p_NRS.shape[0]):
         for r in range(p_NRS.shape[1]):
             p, dp = p_NRS[n, r], dp_NRS[n, r]
@@ -310,7 +310,7 @@ def softmax_backward(p_NRS: Array, dp_NRS: Array, scale: float) -> None:
             for j in range(p.shape[0]):
                 dot += p[j] * dp[j]
             for j in range(p.shape[0]):
-                dp[j] = p[j] * (dp[j] - dot) * scale
+                dp[j] = p[j] * (dp[j] - dot) * factor
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=_SUMS)

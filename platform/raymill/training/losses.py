@@ -103,7 +103,7 @@ def _judge(logits_NV: Tensor, targets_N: Tensor, losses_N: Tensor, differentiate
 
         logits, targets, losses = array(logits_NV), array(targets_N.contiguous()), array(losses_N)
         split_rows(
-            *logits.shape, lambda i, j: loops.cross_entropy(logits[i:j], targets[i:j], differentiated, losses[i:j])
+            logits.shape, lambda i, j: loops.cross_entropy(logits[i:j], targets[i:j], differentiated, losses[i:j])
         )
         return logits_NV
     kept_NV = logits_NV.float()
