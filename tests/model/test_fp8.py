@@ -10,7 +10,7 @@ from raymill.model.transformer import Transformer
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+    return float((found - expected).detach().norm() / expected.detach().norm())
 
 
 @pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
