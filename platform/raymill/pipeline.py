@@ -30,6 +30,7 @@ from raymill.stages.serve import Config as ServeConfig
 from raymill.stages.serve import preflight as preflight_serve
 from raymill.stages.tokenize import Config as TokenizeConfig
 from raymill.stages.train import Config as TrainConfig
+from raymill.stages.train import memory_notes
 from raymill.stages.tune import Config as TuneConfig
 from raymill.stages.tune import check_space
 from raymill.telemetry.progress import Progress
@@ -175,6 +176,17 @@ def plan(
         steps.append(Step(number, len(names), name, final, cached, started, inputs))
         paths[stage.GIVES] = final
     return steps
+
+
+def training_memory(job: Job, cluster: ClusterConfig, steps: Sequence[Step]) -> list[str]:
+    """What the train stage will need per worker, as far as its vocabulary is known; see `stages.train.memory_notes`."""
+    step = next((step for step in steps if step.name == "train" and not step.cached), None)
+    if step is None or job.train is None:
+        return []
+    vocab_size = job.tokenize.vocab_size if job.tokenize is not None else 0
+    if (step.inputs["tokens"] / MANIFEST).exists():
+        vocab_size = open_artifact(step.inputs["tokens"], verify=False).figures["vocab_size"]
+    return memory_notes(job.train, vocab_size, cluster.roles.train) if vocab_size else []
 
 
 def check_capacity(job: Job, cluster: Cluster, steps: Sequence[Step]) -> None:

@@ -1,15 +1,26 @@
 """A tiny token set and settings small enough that a step takes milliseconds."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from raymill.dataset.shards import INDEX, ShardEntry, ShardIndex, learn_name, lengths_name
 from raymill.model.config import ModelConfig
 from raymill.training.config import TrainingConfig
 
 VOCAB = 64
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Bits depend on the number of threads, and threads of small operations wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

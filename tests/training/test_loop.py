@@ -6,8 +6,11 @@ import multiprocessing
 import os
 import shutil
 import signal
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,33 +20,57 @@ from raymill.config import override
 from raymill.dataset.loader import IGNORE, Batch, Loader
 from raymill.dataset.shards import TokenStream
 from raymill.errors import DataError, UsageError
+from raymill.model.files import WEIGHTS
 from raymill.model.transformer import Transformer
-from raymill.training.checkpoint import CHECKPOINTS, newest_checkpoint
+from raymill.training.checkpoint import (
+    CHECKPOINTS,
+    OPTIMIZER,
+    checkpoint_path,
+    load_checkpoint,
+    newest_checkpoint,
+    saved_state,
+)
 from raymill.training.config import TrainingConfig
+from raymill.training.guard import EVENTS, read_events
 from raymill.training.loop import Hooks, train
-from raymill.training.metrics import METRICS, StepMetrics
+from raymill.training.metrics import METRICS, VALIDATION, StepMetrics, read_rows
+from raymill.training.parallel.replicated import Replicated
 from raymill.training.parallel.worker import Worker
 
 VOCAB = 64
 ALONE = Worker(0, 1, torch.device("cpu"))
 
 
-def no_validation(model: torch.nn.Module, max_sequences: int | None) -> dict[str, float]:
-    return {"loss_nats": 0.0, "bits_per_byte": 0.0, "accuracy": 0.0}
+def no_validation(model: Transformer, max_sequences: int | None) -> dict[str, float | None]:
+    return {"loss_nats": 1.0, "bits_per_byte": None, "accuracy": 0.0}
 
 
 HOOKS = Hooks(validate=no_validation)
 
 
 def curve(folder: Path) -> list[tuple[int, float, float, float]]:
-    rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    rows = read_rows(folder / METRICS)
     return [(row["step"], row["loss"], row["gradient_norm"], row["learning_rate"]) for row in rows]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found = newest_checkpoint(folder / CHECKPOINTS, pytest.fail)
+    assert found is not None
+    return load_checkpoint(found[0]).files[WEIGHTS]
 
 
 def last_files(folder: Path) -> dict[str, bytes]:
     found = newest_checkpoint(folder / CHECKPOINTS, pytest.fail)
     assert found is not None
     return {path.name: path.read_bytes() for path in found[0].iterdir() if path.suffix == ".safetensors"}
+
+
+def check_same(folder: Path, whole: Path) -> None:
+    """Loss curve, validations, weights, optimizer state and running mean, to the bit."""
+    assert curve(folder) == curve(whole)
+    validations = [[{**row, "elapsed_s": 0} for row in read_rows(each / VALIDATION)] for each in (folder, whole)]
+    assert validations[0] == validations[1] != []
+    assert last_files(folder) == last_files(whole)
 
 
 def test_it_learns_the_pattern(config: TrainingConfig, tokens: Path, tmp_path: Path) -> None:
@@ -110,99 +137,86 @@ def test_validations_on_the_way_are_short_and_the_last_is_whole(
     config: TrainingConfig, tokens: Path, tmp_path: Path
 ) -> None:
     asked: list[int | None] = []
+    told: list[int] = []
 
-    def validate(model: torch.nn.Module, max_sequences: int | None) -> dict[str, float]:
+    def validate(model: Transformer, max_sequences: int | None) -> dict[str, float]:
         asked.append(max_sequences)
-        return {}
+        return no_validation(model, max_sequences)
 
-    train(config, tokens, tmp_path, ALONE, replace(HOOKS, validate=validate))
-    assert asked == [4, None]
-
-
-def test_every_step_and_checkpoint_is_told_once(config: TrainingConfig, tokens: Path, tmp_path: Path) -> None:
-    steps: list[StepMetrics] = []
-    checkpoints: list[str] = []
-    hooks = replace(HOOKS, on_step=steps.append, on_checkpoint=lambda path: checkpoints.append(path.name))
+    hooks = Hooks(validate=validate, on_validation=lambda row: told.append(row.step))
     train(config, tokens, tmp_path, ALONE, hooks)
+    assert asked == [4, None]
+    assert told == [row["step"] for row in read_rows(tmp_path / VALIDATION)] == [6, 12]
+
+
+def test_a_validation_sees_the_weights_of_its_step(config: TrainingConfig, tokens: Path, tmp_path: Path) -> None:
+    """However late it runs, and though training goes on meanwhile."""
+    seen: list[torch.Tensor] = []
+
+    def validate(model: Transformer, max_sequences: int | None) -> dict[str, float]:
+        time.sleep(0.3)
+        seen.append(model.lm_head.weight.clone())
+        return no_validation(model, max_sequences)
+
+    config = config.model_copy(update={"validate_every_steps": 4})
+    train(config, tokens, tmp_path, ALONE, Hooks(validate=validate))
+    for weight, step in zip(seen[1:], (8, 12), strict=True):
+        saved = load_checkpoint(checkpoint_path(tmp_path / CHECKPOINTS, step)).files[WEIGHTS]
+        assert torch.equal(weight, saved["model.embed_tokens.weight"])
+
+
+def test_every_step_is_told_once(config: TrainingConfig, tokens: Path, tmp_path: Path) -> None:
+    steps: list[StepMetrics] = []
+    train(config, tokens, tmp_path, ALONE, replace(HOOKS, on_step=steps.append))
     assert [metrics.step for metrics in steps] == list(range(1, 13))
     assert steps[-1].tokens == 12 * 8 * 16
-    assert checkpoints == ["step-00000004", "step-00000008", "step-00000012"]
-    assert [metrics.step for metrics in steps if metrics.validation] == [6, 12]
+    assert sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir()) == ["step-00000008", "step-00000012"]
 
 
 def test_accumulated_microbatches_equal_one_large_batch(config: TrainingConfig, tokens: Path, tmp_path: Path) -> None:
-    whole = config.model_copy(update={"microbatch_size": 8})
-    small = train(config, tokens, tmp_path / "small", ALONE, HOOKS)
-    large = train(whole, tokens, tmp_path / "large", ALONE, HOOKS)
-    for one, other in zip(small.parameters(), large.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-5)
+    train(config, tokens, tmp_path / "small", ALONE, HOOKS)
+    train(config.model_copy(update={"microbatch_size": 8}), tokens, tmp_path / "large", ALONE, HOOKS)
+    small, large = weights(tmp_path / "small"), weights(tmp_path / "large")
+    for name, one in small.items():
+        torch.testing.assert_close(one, large[name], rtol=2e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("kill_at", [3, 4, 9])
-def test_kill_and_resume_changes_no_bit(config: TrainingConfig, tokens: Path, tmp_path: Path, kill_at: int) -> None:
+FULL = {"optimizer.name": "muon", "ema_decay": 0.9, "model.dropout": 0.1, "precision": "fp32"}
+"""What more a step can depend on: a kill and another number of workers must change no bit of it either."""
+
+
+@pytest.mark.parametrize(("kill_at", "settings"), [(3, {}), (4, FULL), (9, {})])
+def test_kill_and_resume_changes_no_bit(
+    config: TrainingConfig, tokens: Path, tmp_path: Path, kill_at: int, settings: dict[str, Any]
+) -> None:
+    config = override(config, settings)
     train(config, tokens, tmp_path / "whole", ALONE, HOOKS)
-    killed = multiprocessing.get_context("spawn").Process(
-        target=_train_until_killed, args=(config, tokens, tmp_path / "killed", kill_at)
-    )
-    killed.start()
-    killed.join()
-    assert killed.exitcode == -signal.SIGKILL
+    run_workers(1, config, tokens, tmp_path / "killed", kill_at)
     train(config, tokens, tmp_path / "killed", ALONE, HOOKS)
-    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
-    assert last_files(tmp_path / "killed") == last_files(tmp_path / "whole")
+    check_same(tmp_path / "killed", tmp_path / "whole")
 
 
-def _train_until_killed(config: TrainingConfig, tokens: Path, folder: Path, kill_at: int) -> None:
-    torch.set_num_threads(torch.get_num_threads())
-
-    def die(metrics: StepMetrics) -> None:
-        if metrics.step == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    train(config, tokens, folder, ALONE, replace(HOOKS, on_step=die))
-
-
-def test_two_workers_reach_the_weights_of_one(config: TrainingConfig, tokens: Path, tmp_path: Path) -> None:
-    _run_workers(2, config, tokens, tmp_path, None)
-    alone = train(config, tokens, tmp_path / "alone", ALONE, HOOKS)
-    state = torch.load(tmp_path / "ddp.pt", weights_only=True)
-    for name, parameter in alone.named_parameters():
-        torch.testing.assert_close(state[name], parameter, rtol=2e-3, atol=2e-5)
-    assert [row[0] for row in curve(tmp_path / "ddp")] == list(range(1, 13))
-    for one, other in zip(curve(tmp_path / "ddp"), curve(tmp_path / "alone"), strict=True):
-        assert one[1] == pytest.approx(other[1], rel=1e-4)
-
-
-def test_two_workers_with_ignored_targets_reach_the_weights_of_one(
-    config: TrainingConfig, documents: Path, tmp_path: Path
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_another_number_of_workers_on_the_way_changes_no_bit(
+    config: TrainingConfig, documents: Path, tmp_path: Path, packing: str
 ) -> None:
-    config = config.model_copy(update={"packing": "best_fit"})
-    _run_workers(2, config, documents, tmp_path, None)
-    alone = train(config, documents, tmp_path / "alone", ALONE, HOOKS)
-    state = torch.load(tmp_path / "ddp.pt", weights_only=True)
-    for name, parameter in alone.named_parameters():
-        torch.testing.assert_close(state[name], parameter, rtol=2e-3, atol=2e-5)
-    for one, other in zip(curve(tmp_path / "ddp"), curve(tmp_path / "alone"), strict=True):
-        assert one[1] == pytest.approx(other[1], rel=1e-4)
+    config = override(config, {**FULL, "packing": packing})
+    train(config, documents, tmp_path / "whole", ALONE, HOOKS)
+    run_workers(1, config, documents, tmp_path / "killed", 5)
+    run_workers(3, config, documents, tmp_path / "killed", 9)
+    train(config, documents, tmp_path / "killed", ALONE, HOOKS)
+    check_same(tmp_path / "killed", tmp_path / "whole")
+    run_workers(2, config, documents, tmp_path / "two", None)
+    check_same(tmp_path / "two", tmp_path / "whole")
 
 
-def test_four_workers_killed_and_continued_end_with_the_same_bits(
-    config: TrainingConfig, tokens: Path, tmp_path: Path
-) -> None:
-    _run_workers(4, config, tokens, tmp_path / "whole", None)
-    _run_workers(4, config, tokens, tmp_path / "killed", 6)
-    _run_workers(4, config, tokens, tmp_path / "killed", None)
-    assert curve(tmp_path / "killed" / "ddp") == curve(tmp_path / "whole" / "ddp")
-    assert last_files(tmp_path / "killed" / "ddp") == last_files(tmp_path / "whole" / "ddp")
-
-
-def _run_workers(count: int, config: TrainingConfig, tokens: Path, folder: Path, kill_at: int | None) -> None:
+def run_workers(count: int, config: TrainingConfig, tokens: Path, folder: Path, kill_at: int | None) -> None:
     """Trains with `count` gloo workers; rank 0 dies after step `kill_at`, and the others with it."""
     folder.mkdir(exist_ok=True)
     (folder / "rendezvous").unlink(missing_ok=True)
     context = multiprocessing.get_context("spawn")
     arguments = (count, config, tokens, folder, kill_at)
-    workers = [context.Process(target=_ddp_worker, args=(rank, *arguments)) for rank in range(count)]
+    workers = [context.Process(target=_work, args=(rank, *arguments)) for rank in range(count)]
     for worker in workers:
         worker.start()
     workers[0].join(120)
@@ -214,19 +228,91 @@ def _run_workers(count: int, config: TrainingConfig, tokens: Path, folder: Path,
     assert workers[0].exitcode == expected
 
 
-def _ddp_worker(rank: int, count: int, config: TrainingConfig, tokens: Path, folder: Path, kill_at: int | None) -> None:
+def _work(rank: int, count: int, config: TrainingConfig, tokens: Path, folder: Path, kill_at: int | None) -> None:
     torch.set_num_threads(1)
 
     def die(metrics: StepMetrics) -> None:
         if metrics.step == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=count)
-    hooks = replace(HOOKS, on_step=die)
-    model = train(config, tokens, folder / "ddp", Worker.current(torch.device("cpu")), hooks)
-    if rank == 0:
-        torch.save(dict(model.named_parameters()), folder / "ddp.pt")
-    dist.destroy_process_group()
+    if count > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=count)
+    train(config, tokens, folder, Worker.current(torch.device("cpu")), replace(HOOKS, on_step=die))
+    if count > 1:
+        dist.destroy_process_group()
+
+
+def go_wrong_once(monkeypatch: pytest.MonkeyPatch, config: TrainingConfig, tokens: Path, at: int) -> None:
+    """The loss of the batch that step `at` begins with is no number, whenever it is met."""
+    whole = Replicated.backward
+    loader = Loader(TokenStream(tokens, "train"), seq_len=16, global_batch_size=8, seed=config.seed)
+    bad_BT = loader.batch(at, 0, 2).inputs_BT
+
+    def backward(self: Replicated, batches: Iterator[Batch], learned: int, step: int) -> torch.Tensor:
+        first, *rest = batches
+        loss = whole(self, iter([first, *rest]), learned, step)
+        return loss * math.nan if torch.equal(first.inputs_BT, bad_BT) else loss
+
+    monkeypatch.setattr(Replicated, "backward", backward)
+
+
+def test_a_step_that_is_skipped_leaves_the_weights_alone(
+    config: TrainingConfig, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = override(config, {"guard.on_nan": "skip", "checkpoint_every_steps": 1, "steps": 5})
+    go_wrong_once(monkeypatch, config, tokens, 4)
+    train(config, tokens, tmp_path, ALONE, HOOKS)
+    before, after = (load_checkpoint(checkpoint_path(tmp_path / CHECKPOINTS, step)) for step in (4, 5))
+    for name, tensors in before.files.items():
+        for key, tensor in tensors.items():
+            assert torch.equal(tensor, after.files[name][key]), key
+    assert [row.get("event") for row in read_rows(tmp_path / METRICS)] == [None] * 4 + ["nan_skipped"]
+
+
+def test_a_step_that_is_rolled_back_never_sees_its_batch_again(
+    config: TrainingConfig, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = override(config, {"guard.on_nan": "roll_back"})
+    go_wrong_once(monkeypatch, config, tokens, 5)
+    train(config, tokens, tmp_path / "run", ALONE, HOOKS)
+    (event,) = read_events(tmp_path / "run" / EVENTS)
+    assert (event["step"], event["batch"], event["action"]) == (6, 5, "roll_back")
+    assert {place["shard"] for place in event["sequences"]} <= {"train-00000.bin", "train-00001.bin"}
+    # The same run without that batch from the start on.
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / EVENTS).write_text(json.dumps(event) + "\n")
+    train(config, tokens, tmp_path / "without", ALONE, HOOKS)
+    check_same(tmp_path / "run", tmp_path / "without")
+
+
+def test_early_stopping_ends_with_a_whole_validation_and_a_checkpoint(
+    config: TrainingConfig, tokens: Path, tmp_path: Path
+) -> None:
+    losses = iter([3.0, 2.0, 2.5, 2.6, 9.0, 1.0])
+    config = override(config, {"validate_every_steps": 2, "early_stopping": {"patience": 2}, "steps": 50})
+    hooks = Hooks(validate=lambda model, count: {"loss_nats": next(losses), "bits_per_byte": None, "accuracy": 0.5})
+    train(config, tokens, tmp_path, ALONE, hooks)
+    # 2.5 and 2.6 are no better than 2.0: seen at the validation after them.
+    assert [row["step"] for row in read_rows(tmp_path / VALIDATION)] == [2, 4, 6, 8, 10]
+    found = newest_checkpoint(tmp_path / CHECKPOINTS, pytest.fail)
+    assert found is not None and found[1] == 10 and saved_state(found[0])["ended"]
+    train(config, tokens, tmp_path, ALONE, hooks)  # nothing is left to do
+    assert len(read_rows(tmp_path / METRICS)) == 10
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(
+    config: TrainingConfig, tokens: Path, tmp_path: Path
+) -> None:
+    train(config, tokens, tmp_path / "whole", ALONE, HOOKS)
+    shutil.copytree(tmp_path / "whole", tmp_path / "hurt")
+    newest = checkpoint_path(tmp_path / "hurt" / CHECKPOINTS, 12) / OPTIMIZER
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    told: list[str] = []
+    train(config, tokens, tmp_path / "hurt", ALONE, replace(HOOKS, warn=told.append))
+    check_same(tmp_path / "hurt", tmp_path / "whole")
+    assert len(told) == 1 and "step-00000012 is passed over" in told[0]
 
 
 def test_a_split_too_small_for_a_batch_is_refused(config: TrainingConfig, tokens: Path, tmp_path: Path) -> None:

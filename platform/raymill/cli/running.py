@@ -92,6 +92,9 @@ def plan(
             needs += f" and {workers * size.gpus_per_worker:g} of {gpus:g} GPUs"
         if workers:
             print(f"      {workers} {stage.ROLE} worker{'s' if workers > 1 else ''}: {needs}")
+        if step.name == "train":
+            for note in pipeline.training_memory(loaded, config, steps):
+                print(f"      {note}")
     if write is not None:
         from raymill.cluster.launch import render
         from raymill.config import dump

@@ -114,6 +114,17 @@ class TokenStream:
         """Whether some ids are not to be learned."""
         return any(mask is not None for mask in self._masks)
 
+    def check_vocabulary(self) -> None:
+        """DataError when an id is outside the vocabulary. Reads every id: about 1 s for 5 GB in memory."""
+        for entry, ids in zip(self._entries, self._maps, strict=True):
+            highest = int(ids.max()) if len(ids) else 0
+            if highest >= self.index.vocab_size:
+                raise DataError(
+                    f"{self._folder / entry.path} holds the id {highest}; the vocabulary has {self.index.vocab_size}",
+                    why=f"it stands at token {int(ids.argmax())}",
+                    fix="make the tokens again with raymill, or delete their folder and run the job",
+                )
+
     def lengths(self, shard: int) -> NDArray[np.uint32]:
         """Ids per document of one shard. ArtifactError when the shard has no lengths, or they do not add up."""
         return map_lengths(self._folder, self._entries[shard])

@@ -58,11 +58,11 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     """Scores the checkpoint on the val split and publishes scores.json."""
     from raymill.dataset.shards import TokenStream
     from raymill.evaluation.perplexity import Sums, choose_windows, describe_loss
-    from raymill.model.files import read_config
+    from raymill.model.files import read_model_config
 
     checkpoint, tokens = inputs["checkpoint"], inputs["tokens"]
     stream = TokenStream(tokens.path, "val")
-    windows = len(choose_windows(stream, read_config(checkpoint.path)["max_position_embeddings"], None))
+    windows = len(choose_windows(stream, read_model_config(checkpoint.path)[0].max_seq_len, None))
     ranges = [range(first, min(first + _RANGE, windows)) for first in range(0, windows, _RANGE)]
     work = partial(
         _score,

@@ -11,16 +11,20 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raymill.artifact import Artifact, Kind, write_atomic
-from raymill.cluster.config import RoleName
+from raymill.cluster.config import Role, RoleName
 from raymill.cluster.interruptible import run_interruptible
 from raymill.errors import MachineError, RaymillError, UsageError, error_from_json, error_to_json
 from raymill.model.files import CONFIG, TOKENIZER, WEIGHTS
 from raymill.stages.contract import Demand, Inputs
-from raymill.training.config import TrainingConfig
-from raymill.training.metrics import METRICS, last_metrics
+from raymill.training.config import LayoutConfig, TrainingConfig
+from raymill.training.guard import EVENTS
+from raymill.training.memory import PROCESS_BYTES, MemoryPrediction, advise, describe, predict
+from raymill.training.metrics import METRICS, VALIDATION, last_metrics
+from raymill.training.report import live_line, write_report
+from raymill.training.tensorboard import TENSORBOARD
 
 if TYPE_CHECKING:
     import torch
@@ -34,118 +38,218 @@ ROLE: RoleName = "train"
 LIVE = False
 
 _ERROR = "error.json"
+_NOTES = "notes.txt"
+_RAY_BYTES = 132_000_000
+"""What Ray Train adds to a worker's process."""
 
 
 class Config(TrainingConfig):
     """A training run and how its workers are placed."""
 
     num_workers: Annotated[int, Field(ge=1, le=4096)] = 2
-    """Data-parallel workers."""
+    """Workers: copies of the model x tensor x pipeline x context."""
+    min_workers: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Go on with as few as this when there is no room for num_workers; layout ddp only, whose bits do not depend on it.
+    None means num_workers or none."""
     max_failures: Annotated[int, Field(ge=0, le=1000)] = 3
     """Times the workers are started again after one dies, before the stage gives up."""
 
+    @model_validator(mode="after")
+    def _elastic(self) -> Config:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers {self.min_workers} is above num_workers {self.num_workers}; fix: lower it")
+        if self.min_workers is not None and (self.layout.data != "ddp" or self.layout.model_size > 1):
+            raise ValueError("min_workers is for the layout ddp alone; fix: leave it out, or leave layout out")
+        return self
+
 
 def demand(config: Config) -> Demand:
-    return Demand(config.num_workers)
+    return Demand(config.min_workers or config.num_workers)
 
 
 def source_state(config: Config) -> Any:
     return None
 
 
-def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
-    """Trains until `steps` are done and publishes the last checkpoint with its metrics."""
-    from raymill.evaluation.perplexity import describe_loss
-    from raymill.training.checkpoint import CHECKPOINTS, OPTIMIZER, checkpoint_path, newest_checkpoint
+def memory_notes(config: Config, vocab_size: int, role: Role) -> list[str]:
+    """What a worker will need at its peak and, where the role gives it less, what to change."""
+    prediction = _predict(config, vocab_size, role)
+    notes = [describe(prediction)]
+    limit_bytes = int(role.memory_gib_per_worker * 2**30)
+    # What a GPU has stands in no cluster file.
+    change = None if role.gpus_per_worker else advise(prediction, limit_bytes, config)
+    if change is not None:
+        notes.append(
+            f"that is more than cluster.roles.train.memory_gib_per_worker = {role.memory_gib_per_worker:g}: raise it "
+            f"where there is memory, or {change}"
+        )
+    return notes
 
-    tokens, work, folder = inputs["tokens"], inputs.draft.work, inputs.draft.path
-    config.check_layout(config.num_workers)
-    check_tokens(config, tokens.path)
+
+def _predict(config: Config, vocab_size: int, role: Role) -> MemoryPrediction:
+    if role.gpus_per_worker:
+        return predict(config, vocab_size, config.num_workers, "cuda")
+    return predict(config, vocab_size, config.num_workers, "cpu", PROCESS_BYTES["cpu"] + _RAY_BYTES)
+
+
+def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
+    """Trains to the last step and publishes the last checkpoint with its curves."""
+    from raymill.training.checkpoint import CHECKPOINTS, newest_checkpoint, saved_state
+
+    tokens, work = inputs["tokens"], inputs.draft.work
     start = inputs.artifacts.get("checkpoint")
+    check(config, tokens, start, work)
+    for note in memory_notes(config, tokens.figures["vocab_size"], cluster.config.roles.train)[1:]:
+        inputs.progress.note(note)
+    found = newest_checkpoint(work / CHECKPOINTS, inputs.progress.note)
+    if found is None or not saved_state(found[0])["ended"]:
+        _train(config, tokens.path, start.path if start else None, inputs, cluster)
+        found = newest_checkpoint(work / CHECKPOINTS, inputs.progress.note)
+        assert found is not None
+    _fill_draft(found[0], inputs)
+    figures = _figures(config, work, tokens, cluster)
+    write_report(inputs.draft.path, f"train {inputs.run_folder.name}", config.model_dump(mode="json"), figures)
+    return inputs.publish("train", GIVES, config, _summary(config, figures, tokens), figures)
+
+
+def check(config: Config, tokens: Artifact, start: Artifact | None, work: Path) -> None:
+    """Everything that can be found wrong before a worker starts: UsageError, DataError or MachineError."""
+    import torch
+
+    from raymill.training.checkpoint import CHECKPOINTS, check_writable
+    from raymill.training.parallel.choice import check_placement
+    from raymill.training.parallel.worker import Worker
+
+    check_placement(config, Worker(0, config.num_workers, torch.device("cpu")))
+    check_tokens(config, tokens.path)
     if start is not None:
         _check_start(config, start, tokens)
-    found = newest_checkpoint(work / CHECKPOINTS, inputs.progress.note)
-    if found is None or found[1] < config.steps:
-        _train(config, tokens.path, start.path if start else None, inputs, cluster)
-    last = checkpoint_path(work / CHECKPOINTS, config.steps)
-    for path in (last / WEIGHTS, last / CONFIG, last / OPTIMIZER, work / METRICS, tokens.file(TOKENIZER)):
+    whole = config.model_copy(update={"layout": LayoutConfig()})
+    room = predict(whole, tokens.figures["vocab_size"], 1, "cpu").snapshot_bytes
+    check_writable(work / CHECKPOINTS, room)
+
+
+def _fill_draft(last: Path, inputs: Inputs) -> None:
+    """The files of the artifact: the model that was validated last, how it came about, its tokenizer."""
+    from raymill.model.files import read_model_config
+    from raymill.model.weights import read_tensors, write_weights
+    from raymill.training.checkpoint import EMA, OPTIMIZER
+
+    work, folder = inputs.draft.work, inputs.draft.path
+    curves = [work / name for name in (METRICS, VALIDATION, EVENTS) if (work / name).exists()]
+    for path in (last / WEIGHTS, last / CONFIG, last / OPTIMIZER, *curves, inputs["tokens"].file(TOKENIZER)):
         shutil.copyfile(path, folder / path.name)
-    figures = _figures(config, work, tokens, cluster.config.roles.train.threads)
-    validation = describe_loss(figures["validation_loss_nats"], figures["validation_bits_per_byte"])
-    to_beat = ""
-    if figures["validation_bits_per_byte"] is not None:
-        unigram, zstd = (tokens.figures[f"{name}_bits_per_byte"] for name in ("unigram", "zstd19"))
-        to_beat = f" (unigram {unigram:.3f}, zstd -19 {zstd:.3f})"
-    summary = (
-        f"validation {validation}{to_beat}; "
-        f"{figures['parameters'] / 1e6:.1f} M parameters, {figures['train_tokens'] / 1e6:.2f} M tokens at "
-        f"{figures['tokens_per_s']:,.0f} tokens/s on {config.num_workers} workers"
-    )
-    return inputs.publish("train", GIVES, config, summary, figures)
+    if (last / EMA).exists():
+        write_weights(folder, read_model_config(last)[0], read_tensors(last / EMA))
+    if (work / TENSORBOARD).exists():
+        shutil.copytree(work / TENSORBOARD, folder / TENSORBOARD, dirs_exist_ok=True)
 
 
 def _train(config: Config, tokens: Path, start: Path | None, inputs: Inputs, cluster: Cluster) -> None:
     """Runs the workers to the last step; raises what a worker raised."""
     work = inputs.draft.work
     (work / _ERROR).unlink(missing_ok=True)
+    (work / _NOTES).unlink(missing_ok=True)
+    role = cluster.config.roles.train
+    settings = {
+        "config": config.model_dump(mode="json"),
+        "tokens": str(tokens.absolute()),
+        "work": str(work.absolute()),
+        "threads": role.threads,
+        "gpu": role.gpus_per_worker > 0,
+        "start": str(start.absolute()) if start else None,
+    }
+    place_workers(config, settings, inputs, cluster)
+    if (work / _ERROR).exists():
+        raise error_from_json((work / _ERROR).read_text(encoding="utf-8"))
+
+
+def place_workers(config: Config, settings: dict[str, Any], inputs: Inputs, cluster: Cluster) -> None:
+    """Has Ray Train run `work_as_worker(settings)` in every worker until all return, and show how far they are."""
+    work = inputs.draft.work
     shutil.rmtree(_ray_folder(work), ignore_errors=True)  # of an attempt that was killed; its state is not ours
     cluster.connect()
-    trainer = _trainer(config, tokens, start, work, cluster)
+    trainer = _trainer(config, settings, work, cluster)
+    shown = _Shown(config, inputs)
     try:
-        run_interruptible(trainer.fit, lambda: _show_progress(config, work / METRICS, inputs))
+        run_interruptible(trainer.fit, shown.update)
     except Exception as error:
         if not (work / _ERROR).exists():
             why = " ".join(str(error.__cause__ or error).split())[-300:]
             fix = "run the same command again: it continues from the last checkpoint"
             raise MachineError("the training workers failed", why=why, fix=fix) from error
-    if (work / _ERROR).exists():
-        raise error_from_json((work / _ERROR).read_text(encoding="utf-8"))
+    shown.update()
 
 
-def _figures(config: Config, work: Path, tokens: Artifact, threads: int) -> dict[str, Any]:
+def _figures(config: Config, work: Path, tokens: Artifact, cluster: Cluster) -> dict[str, Any]:
     import torch
 
-    row = last_metrics(work / METRICS)
-    assert row is not None
+    from raymill.training.parallel.choice import tolerance_of
+
+    device = "cuda" if cluster.config.roles.train.gpus_per_worker else "cpu"
+    row, validation = last_metrics(work / METRICS), last_metrics(work / VALIDATION)
+    assert row is not None and validation is not None
     return {
-        "validation_bits_per_byte": row["validation"]["bits_per_byte"],
-        "validation_loss_nats": row["validation"]["loss_nats"],
+        "steps": row["step"],
+        "validation_bits_per_byte": validation["bits_per_byte"],
+        "validation_loss_nats": validation["loss_nats"],
         "parameters": config.model.num_parameters(tokens.figures["vocab_size"]),
         "train_tokens": row["tokens"],
         "tokens_per_s": row["tokens"] / row["elapsed_s"],
         # What the bits of this run depend on, beside its settings.
-        "threads_per_worker": threads,
+        "threads_per_worker": cluster.config.roles.train.threads,
         "torch": torch.__version__,
+        "device": device,
+        # How far the loss may be from that of one worker, nats; 0 where every bit is equal.
+        "layout_tolerance_nats": tolerance_of(config, torch.device(device)),
     }
+
+
+def _summary(config: Config, figures: dict[str, Any], tokens: Artifact) -> str:
+    from raymill.evaluation.perplexity import describe_loss
+
+    reached = describe_loss(figures["validation_loss_nats"], figures["validation_bits_per_byte"])
+    to_beat = ""
+    if figures["validation_bits_per_byte"] is not None:
+        unigram, zstd = (tokens.figures[f"{name}_bits_per_byte"] for name in ("unigram", "zstd19"))
+        to_beat = f" (unigram {unigram:.3f}, zstd -19 {zstd:.3f})"
+    early = f", stopped early after {figures['steps']} steps" if figures["steps"] < config.steps else ""
+    return (
+        f"validation {reached}{to_beat}{early}; "
+        f"{figures['parameters'] / 1e6:.1f} M parameters, {figures['train_tokens'] / 1e6:.2f} M tokens at "
+        f"{figures['tokens_per_s']:,.0f} tokens/s on {config.num_workers} workers"
+    )
 
 
 def _check_start(config: TrainingConfig, start: Artifact, tokens: Artifact) -> None:
     """UsageError unless the checkpoint to start from has this job's shape and tokenizer."""
-    from raymill.model.config import ModelConfig
-    from raymill.model.files import read_config
+    from raymill.model.config import describe_difference
+    from raymill.model.files import read_config, read_model_config
 
     fix = "set train.model as in its config.json, and start from tokens made with its tokenizer"
-    values = read_config(start.path)
-    if "quantization" in values or ModelConfig.from_hugging_face(values) != config.model:
-        raise UsageError(f"the model in {start.path} is not of the shape of train.model", where="start_from", fix=fix)
+    if "quantization" in read_config(start.path):
+        raise UsageError(
+            f"the model in {start.path} is quantized", where="start_from", fix="start from the one it was made of"
+        )
+    found, _ = read_model_config(start.path)
+    why = describe_difference(found, config.model)
+    if why:
+        raise UsageError(f"the model in {start.path} is not that of train.model", where="start_from", why=why, fix=fix)
     if start.file(TOKENIZER).read_bytes() != tokens.file(TOKENIZER).read_bytes():
         raise UsageError(f"the model in {start.path} was trained with another tokenizer", where="start_from", fix=fix)
 
 
 def check_tokens(config: TrainingConfig, tokens: Path) -> None:
-    """DataError, before any worker starts, when the splits cannot make a batch or a validation."""
+    """DataError, before any worker starts, when the splits cannot make a batch or a validation, or hold an unknown id."""
     from raymill.dataset.loader import Loader
     from raymill.dataset.shards import TokenStream
 
     length = config.model.max_seq_len
-    Loader(
-        TokenStream(tokens, "train"),
-        seq_len=length,
-        global_batch_size=config.global_batch_size,
-        seed=config.seed,
-        packing=config.packing,
-    )
-    Loader(TokenStream(tokens, "val"), seq_len=length, global_batch_size=1, seed=config.seed)
+    train, val = TokenStream(tokens, "train"), TokenStream(tokens, "val")
+    Loader(train, seq_len=length, global_batch_size=config.global_batch_size, seed=config.seed, packing=config.packing)
+    Loader(val, seq_len=length, global_batch_size=1, seed=config.seed)
+    for stream in (train, val):
+        stream.check_vocabulary()
 
 
 def _ray_folder(work: Path) -> Path:
@@ -153,7 +257,7 @@ def _ray_folder(work: Path) -> Path:
     return work.absolute() / "ray"
 
 
-def _trainer(config: Config, tokens: Path, start: Path | None, work: Path, cluster: Cluster) -> Any:
+def _trainer(config: Config, settings: dict[str, Any], work: Path, cluster: Cluster) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -161,18 +265,14 @@ def _trainer(config: Config, tokens: Path, start: Path | None, work: Path, clust
     resources = {"CPU": role.cpus_per_worker}
     if role.gpus_per_worker:
         resources["GPU"] = role.gpus_per_worker
+    elastic = config.min_workers is not None and config.min_workers < config.num_workers
     return TorchTrainer(
-        _worker,
-        train_loop_config={
-            "config": config.model_dump(mode="json"),
-            "tokens": str(tokens.absolute()),
-            "work": str(work.absolute()),
-            "threads": role.threads,
-            "gpu": role.gpus_per_worker > 0,
-            "start": str(start.absolute()) if start else None,
-        },
+        work_as_worker,
+        train_loop_config=settings,
         scaling_config=ScalingConfig(
-            num_workers=config.num_workers, use_gpu=role.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=(config.min_workers, config.num_workers) if elastic else config.num_workers,
+            use_gpu=role.gpus_per_worker > 0,
+            resources_per_worker=resources,
         ),
         torch_config=TorchConfig(backend="nccl" if role.gpus_per_worker else "gloo"),
         run_config=RunConfig(
@@ -183,8 +283,8 @@ def _trainer(config: Config, tokens: Path, start: Path | None, work: Path, clust
     )
 
 
-def _worker(settings: dict[str, Any]) -> None:
-    """Runs in each Ray Train worker.
+def work_as_worker(settings: dict[str, Any]) -> None:
+    """Runs in each worker.
 
     Ray starts the group again whatever the reason, so a user's error is written down by the worker that meets it; the
     group that comes next sees it and ends.
@@ -201,8 +301,8 @@ def _worker(settings: dict[str, Any]) -> None:
     config = Config.model_validate(settings["config"])
     tokens = Path(settings["tokens"])
     worker = Worker.current(torch.device("cuda" if settings["gpu"] else "cpu"))
-    hooks = Hooks(validate=validator(config, tokens, worker.device))
     start = Path(settings["start"]) if settings["start"] else None
+    hooks = Hooks(validate=validator(config, tokens, worker.device), warn=_Notes(work).add)
     try:
         train(config, tokens, work, worker, hooks, start)
     except RaymillError as error:
@@ -231,13 +331,40 @@ def validator(config: TrainingConfig, tokens: Path, device: torch.device) -> Any
     return validate
 
 
-def _show_progress(config: Config, metrics: Path, inputs: Inputs) -> None:
-    """Shows the newest step, which rank 0 has written to its metrics file."""
-    row = last_metrics(metrics)
-    if row is None:
-        inputs.progress.waiting("workers start")
-    else:
-        total = config.steps * config.global_batch_size * config.model.max_seq_len
-        note = f"step {row['step']}/{config.steps}  loss {row['loss']:.3f}"
-        inputs.progress.update(row["tokens"], total, "tokens", note)
-        inputs.draft.checkpoint_clock()
+class _Notes:
+    """What a worker has to say to the user beside figures: lines of a file that the driver shows."""
+
+    def __init__(self, work: Path) -> None:
+        self._path = work / _NOTES
+        self._shown = 0
+
+    def add(self, text: str) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+    def take_new(self) -> list[str]:
+        """Whole lines not taken before."""
+        lines = self._path.read_text(encoding="utf-8").split("\n")[:-1] if self._path.exists() else []
+        new, self._shown = lines[self._shown :], len(lines)
+        return new
+
+
+class _Shown:
+    """The live line of a run, made of what rank 0 has written to its files."""
+
+    def __init__(self, config: Config, inputs: Inputs) -> None:
+        self._config, self._inputs = config, inputs
+        self._notes = _Notes(inputs.draft.work)
+
+    def update(self) -> None:
+        config, inputs, work = self._config, self._inputs, self._inputs.draft.work
+        for note in self._notes.take_new():
+            inputs.progress.note(note)
+        row = last_metrics(work / METRICS)
+        if row is None:
+            inputs.progress.waiting("workers start")
+        else:
+            total = config.steps * config.global_batch_size * config.model.max_seq_len
+            note = live_line(row, config.steps, last_metrics(work / VALIDATION))
+            inputs.progress.update(row["tokens"], total, "tokens", note)
+            inputs.draft.checkpoint_clock()

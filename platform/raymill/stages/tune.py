@@ -25,7 +25,7 @@ from raymill.errors import ConfigError, MachineError, Problem
 from raymill.stages.contract import Demand, Inputs
 from raymill.stages.train import Config as TrainConfig
 from raymill.stages.train import check_tokens, validator
-from raymill.training.metrics import METRICS, last_metrics
+from raymill.training.metrics import METRICS, VALIDATION, last_metrics, read_rows
 
 if TYPE_CHECKING:
     from raymill.cluster.session import Cluster
@@ -225,7 +225,6 @@ def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
 
     from raymill.training.loop import Hooks
     from raymill.training.loop import train as train_model
-    from raymill.training.metrics import StepMetrics
     from raymill.training.parallel.worker import Worker
 
     torch.set_num_threads(settings["threads"])
@@ -236,19 +235,17 @@ def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
     worker = Worker.current(torch.device("cuda" if settings["gpu"] else "cpu"))
     score = validator(training, tokens, worker.device)
 
-    def report(steps: int, validation: dict[str, Any]) -> None:
-        tune.report({"steps": steps, METRIC: validation[METRIC]})
-
-    def on_step(metrics: StepMetrics) -> None:
-        if metrics.validation is not None:
-            report(metrics.step, metrics.validation)
+    def report(steps: int, figure: float) -> None:
+        tune.report({"steps": steps, METRIC: figure})
 
     # A kill can lose reports the search had not yet recorded; it ignores those it had. A rung must not go missing.
-    for row in _rows(folder / METRICS):
-        if "validation" in row:
-            report(row["step"], row["validation"])
+    for row in read_rows(folder / VALIDATION):
+        report(row["step"], row[METRIC])
     # Every rung is scored on the same sequences, the last one too: trials are compared with each other.
-    hooks = Hooks(validate=lambda model, _: score(model, training.validation_sequences), on_step=on_step)
+    hooks = Hooks(
+        validate=lambda model, _: score(model, training.validation_sequences),
+        on_validation=lambda row: report(row.step, getattr(row, METRIC)),
+    )
     train_model(training, tokens, folder, worker, hooks)
 
 
@@ -256,19 +253,15 @@ def _trial_folder(work: Path, number: int) -> Path:
     return work / "trials" / f"trial-{number:04d}"
 
 
-def _rows(metrics: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in metrics.read_text().split("\n")[:-1]] if metrics.exists() else []
-
-
 def _trial_row(number: int, values: dict[str, Any], work: Path) -> dict[str, Any]:
     """What a trial reached, from its own files."""
-    rows = [row for row in _rows(_trial_folder(work, number) / METRICS) if "validation" in row]
+    rows = read_rows(_trial_folder(work, number) / VALIDATION)
     last = rows[-1] if rows else None
     return {
         "trial": number,
         **values,
         "steps": last["step"] if last else 0,
-        **{name: last["validation"][name] if last else None for name in (METRIC, "bits_per_byte")},
+        **{name: last[name] if last else None for name in (METRIC, "bits_per_byte")},
         "elapsed_s": last["elapsed_s"] if last else None,
     }
 
@@ -282,7 +275,9 @@ def _write_results(folder: Path, work: Path, rows: list[dict[str, Any]], best: i
 
     pq.write_table(pa.Table.from_pylist(rows), folder / "trials.parquet")
     curves = [
-        {"trial": row["trial"], **step} for row in rows for step in _rows(_trial_folder(work, row["trial"]) / METRICS)
+        {"trial": row["trial"], **step}
+        for row in rows
+        for step in read_rows(_trial_folder(work, row["trial"]) / METRICS)
     ]
     write_atomic(folder / "curves.jsonl", "".join(json.dumps(step) + "\n" for step in curves))
     patch: dict[str, Any] = {}

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-Job = Callable[[], None]
+Job = Callable[[], object]
 
 
 class Background:

@@ -127,6 +127,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(content["step"], files, read_config(path), content["state"])
 
 
+def saved_state(path: Path) -> dict[str, Any]:
+    """What the loop kept beside tensors, without reading those. For one that `newest_checkpoint` has named."""
+    state: dict[str, Any] = _read_state(path)["state"]
+    return state
+
+
 def check_writable(folder: Path, bytes_needed: int) -> None:
     """MachineError unless checkpoints of that many bytes can be written here; for before the first step."""
     missing = max(0, _KEEP - len(_checkpoints(folder))) + 1

@@ -1,42 +1,75 @@
 """The one training loop: token shards in, a trained model out, through checkpoints that make a kill harmless.
 
-It runs in every worker. The same seed, settings, worker count and thread count give the same bits, whether or not the
-run was killed on the way: batches are a function of the step, checkpoints hold everything else that a step reads.
+It runs in every worker. A step: placement.backward, guard, clip, optimizer, metrics. Batches are a function of the step
+and checkpoints hold everything else that a step reads; gradients are added in one order. So under the layout ddp the same
+seed, settings and threads give the same bits, killed on the way or not, on any number of workers.
+
+Validations and checkpoints are copied aside and done by `background` in the order of their steps; the loop pays for the
+copy. A checkpoint that is there implies that every validation up to its step was written.
 
 Below Ray: it speaks to the outside through `Hooks` alone.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from raymill.dataset.loader import Batch, Loader
+from raymill.dataset.loader import Loader
 from raymill.dataset.shards import TokenStream
-from raymill.errors import DataError
+from raymill.model.files import WEIGHTS
 from raymill.model.transformer import Transformer
-from raymill.model.weights import load_model
+from raymill.model.weights import read_weights
+from raymill.telemetry.metrics import resident_bytes
+from raymill.training.background import Background
 from raymill.training.checkpoint import (
     CHECKPOINTS,
+    Checkpoint,
     checkpoint_path,
     load_checkpoint,
     newest_checkpoint,
     only_writer,
-    save_checkpoint,
+    write_checkpoint,
 )
 from raymill.training.config import TrainingConfig
-from raymill.training.losses import next_token
-from raymill.training.metrics import METRICS, StepMetrics, append_metrics, truncate_metrics
-from raymill.training.optimizer import build_optimizer
+from raymill.training.early_stopping import should_stop
+from raymill.training.flops import peak_flops, training_flops_per_token, utilization
+from raymill.training.guard import (
+    EVENTS,
+    Action,
+    Guard,
+    Kind,
+    append_event,
+    batch_number,
+    left_out,
+    make_event,
+    read_events,
+    stop_error,
+    truncate_events,
+)
+from raymill.training.metrics import (
+    METRICS,
+    VALIDATION,
+    StepMetrics,
+    ValidationMetrics,
+    append_metrics,
+    read_rows,
+    truncate_metrics,
+)
 from raymill.training.parallel.worker import Worker
-from raymill.training.schedule import learning_rate_at
+from raymill.training.schedule import learning_rate_scale
+from raymill.training.snapshot import Snapshot
+from raymill.training.state import TrainingState
+from raymill.training.tensorboard import TENSORBOARD, TensorBoard
+from raymill.training.validation import Validate, Validations
+from raymill.training.watchdog import Watchdog
 
 
 def _ignore(*_: Any) -> None:
@@ -47,149 +80,214 @@ def _ignore(*_: Any) -> None:
 class Hooks:
     """How the loop tells its surroundings what happens; all run on rank 0 only."""
 
-    validate: Callable[[nn.Module, int | None], dict[str, float | None]]
-    """Scores the model on that many sequences of the val split, None for all of it."""
+    validate: Validate
     on_step: Callable[[StepMetrics], None] = _ignore
-    on_checkpoint: Callable[[Path], None] = _ignore
-
-
-@dataclass
-class _State:
-    """Everything one worker holds during a run."""
-
-    config: TrainingConfig
-    worker: Worker
-    hooks: Hooks
-    folder: Path
-    loader: Loader
-    model: Transformer
-    end_id: int
-    optimizer: torch.optim.Optimizer = field(init=False)
-    wrapped: nn.Module = field(init=False)
-    step: int = 0
-    earlier_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.optimizer = build_optimizer(self.model, self.config.optimizer)
+    on_validation: Callable[[ValidationMetrics], None] = _ignore
+    warn: Callable[[str], None] = _ignore
+    """Told what was found wrong and got round: a damaged checkpoint."""
 
 
 def train(
     config: TrainingConfig, tokens: Path, folder: Path, worker: Worker, hooks: Hooks, start: Path | None = None
-) -> Transformer:
+) -> None:
     """Trains from the newest checkpoint in `folder`, or from `start`'s weights, or from a seeded draw.
 
-    `tokens` holds token shards; checkpoints and metrics.jsonl go to `folder`. Every worker calls it; every worker
-    returns the trained model. Raises DataError for a split too small for one batch and when the loss is not finite.
+    `tokens` holds token shards; checkpoints, metrics.jsonl, validation.jsonl and events.jsonl go to `folder`. Every
+    worker calls it. Raises DataError for a split too small for one batch and when a guard stops the run, MachineError
+    when no checkpoint can be written.
     """
-    if worker.rank == 0:
-        with only_writer(folder):
-            return _train(config, tokens, folder, worker, hooks, start)
-    return _train(config, tokens, folder, worker, hooks, start)
+    holder = only_writer(folder) if worker.rank == 0 else nullcontext()
+    with holder:
+        while not _Run(config, tokens, folder, worker, hooks, start).finish():
+            pass  # rolled back: from the newest checkpoint, without the batch that went wrong
 
 
-def _train(
-    config: TrainingConfig, tokens: Path, folder: Path, worker: Worker, hooks: Hooks, start: Path | None
-) -> Transformer:
-    state = _prepare(config, tokens, folder, worker, hooks, start)
-    started = time.monotonic()
-    while state.step < config.steps:
-        loss, gradient_norm, rate = _one_step(state)
-        state.step += 1
-        last = state.step == config.steps
-        if not math.isfinite(loss):
-            raise DataError(
-                f"the loss of step {state.step} is {loss}",
-                why=f"gradient norm {gradient_norm}, learning rate {rate:g}",
-                fix="lower train.optimizer.learning_rate or set train.optimizer.clip_norm",
-            )
-        if worker.rank == 0:
-            elapsed_s = round(state.earlier_s + time.monotonic() - started, 3)
-            validation = None
-            if last or state.step % config.validate_every_steps == 0:
-                validation = hooks.validate(state.model, None if last else config.validation_sequences)
-            tokens_seen = state.step * config.global_batch_size * config.model.max_seq_len
-            metrics = StepMetrics(state.step, loss, rate, gradient_norm, tokens_seen, elapsed_s, validation)
-            append_metrics(folder / METRICS, metrics)
-            hooks.on_step(metrics)
-            if last or state.step % config.checkpoint_every_steps == 0:
-                path = save_checkpoint(folder / CHECKPOINTS, state.step, state.model, state.optimizer, state.end_id)
-                hooks.on_checkpoint(path)
-    worker.barrier()
-    return state.model
+class _Run:
+    """One worker's course from the newest checkpoint to the end, or to a step that is rolled back."""
 
+    def __init__(
+        self, config: TrainingConfig, tokens: Path, folder: Path, worker: Worker, hooks: Hooks, start: Path | None
+    ) -> None:
+        self._config, self._folder, self._worker, self._hooks = config, folder, worker, hooks
+        stream = TokenStream(tokens, "train")
+        self._loader = Loader(
+            stream,
+            seq_len=config.model.max_seq_len,
+            global_batch_size=config.global_batch_size,
+            seed=config.seed,
+            packing=config.packing,
+        )
+        vocab_size = stream.index.vocab_size
+        self._config_json = config.model.to_hugging_face(vocab_size, stream.index.end_of_document_id)
+        found = self._newest()
+        self._step = found.step if found is not None else 0
+        self._ended = found is not None and bool(found.state["ended"])
+        self._state = TrainingState(config, self._build_model(vocab_size, start, found), worker)
+        if found is not None:
+            self._state.load(found.files)
+        events = read_events(folder / EVENTS)
+        self._left_out = left_out(events)
+        rows = read_rows(folder / METRICS)
+        self._guard = Guard.resume(config.guard, rows, events)
+        self._began_s = time.monotonic() - (rows[-1]["elapsed_s"] if rows else 0.0)
+        device = "cpu" if worker.device.type == "cpu" else torch.cuda.get_device_name(worker.device)
+        precision = config.precision or ("bf16" if worker.device.type == "cuda" else "fp32")
+        self._peak = peak_flops(device, precision, torch.get_num_threads()) if worker.rank == 0 else None
+        self._flops = training_flops_per_token(config.model, vocab_size, config.model.max_seq_len)
+        self._background = Background()
+        self._validations = Validations(
+            folder, config.model, vocab_size, worker.device, self._background, hooks.validate
+        )
+        self._snapshot = Snapshot()
+        self._board = TensorBoard(folder / TENSORBOARD, self._step) if config.tensorboard and worker.rank == 0 else None
 
-def _prepare(
-    config: TrainingConfig, tokens: Path, folder: Path, worker: Worker, hooks: Hooks, start: Path | None
-) -> _State:
-    stream = TokenStream(tokens, "train")
-    loader = Loader(
-        stream,
-        seq_len=config.model.max_seq_len,
-        global_batch_size=config.global_batch_size,
-        seed=config.seed,
-        packing=config.packing,
-    )
-    if start is None:
-        model = Transformer(config.model, stream.index.vocab_size)
-        model.initialize(config.seed)
-    else:
-        model = load_model(start)
-    state = _State(config, worker, hooks, folder, loader, model.to(worker.device), stream.index.end_of_document_id)
-    # One rank looks, all load the same: two looks could differ while a dying writer still publishes.
-    found = newest_checkpoint(folder / CHECKPOINTS, _ignore) if worker.rank == 0 else None
-    state.step = worker.agree(found[1] if found is not None else 0)
-    if state.step:
-        load_checkpoint(checkpoint_path(folder / CHECKPOINTS, state.step), state.model, state.optimizer)
-    if worker.rank == 0:
-        state.earlier_s = truncate_metrics(folder / METRICS, state.step)
-    state.wrapped = worker.wrap(state.model)
-    if worker.world_size > 1:
-        # DDP arranges its buckets anew after the first backward pass, and the order of a sum over more than two workers
-        # depends on them. One pass that is thrown away puts a fresh and a continued run into the same arrangement.
-        blank = torch.zeros(1, config.model.max_seq_len, dtype=torch.int64, device=worker.device)
-        state.wrapped(blank, None, next_token(blank)).backward()
-        state.optimizer.zero_grad()
-    return state
+    def finish(self) -> bool:
+        """Runs to the last step, or to one that early stopping makes the last. False when a step was rolled back."""
+        with self._background:
+            if not self._run_steps():
+                return False
+        self._tell_validations()
+        if self._board is not None:
+            self._board.close()
+        return True
 
+    def _run_steps(self) -> bool:
+        with Watchdog(self._folder, self._worker.rank, self._config.guard.hang_timeout_s) as watchdog:
+            first = self._step
+            while not self._ended:
+                began_s = time.monotonic()
+                loss, norm, rate, found = self._run_step()
+                if found is not None and found[1] == "roll_back":
+                    return False
+                self._step += 1
+                last = self._is_last()
+                if self._worker.rank == 0:
+                    self._tell(loss, norm, rate, time.monotonic() - began_s, f"{found[0]}_skipped" if found else None)
+                if self._step == first + 1:
+                    self._make_room()
+                self._validate_and_save(last)
+                self._ended = last
+                watchdog.beat(self._step)
+        return True
 
-def _one_step(state: _State) -> tuple[float, float, float]:
-    """One optimizer update. Returns the loss over the global batch, the gradient's norm before clipping, the rate."""
-    config, worker = state.config, state.worker
-    share = config.global_batch_size // worker.world_size
-    microbatch = min(config.microbatch_size, share)
-    rate = learning_rate_at(state.step, config.steps, config.optimizer.learning_rate, config.schedule)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    state.optimizer.zero_grad()
-    mixed = torch.autocast("cuda", torch.bfloat16, enabled=worker.device.type == "cuda")
-    total = torch.zeros((), device=worker.device)
-    count = share // microbatch
-    learned = state.loader.learned_targets(state.step)
-    for index in range(count):
-        first = worker.rank * share + index * microbatch
-        batch = state.loader.batch(state.step, first, microbatch)
-        if index < count - 1:
-            with worker.without_sync(state.wrapped):
-                loss = _backward(state, batch, learned, mixed)
+    def _newest(self) -> Checkpoint | None:
+        """Rank 0 looks and cuts back what tells of later steps; all load the same."""
+        step = 0
+        if self._worker.rank == 0:
+            found = newest_checkpoint(self._folder / CHECKPOINTS, self._hooks.warn)
+            step = found[1] if found is not None else 0
+            truncate_metrics(self._folder, step)
+            truncate_events(self._folder / EVENTS, step)
+        step = self._worker.agree(step)
+        return load_checkpoint(checkpoint_path(self._folder / CHECKPOINTS, step)) if step else None
+
+    def _build_model(self, vocab_size: int, start: Path | None, found: Checkpoint | None) -> Transformer:
+        model = Transformer(self._config.model, vocab_size)
+        if found is None and start is None:
+            model.initialize(self._config.seed, self._config.init)
+            return model
+        if found is not None:
+            weights = found.files[WEIGHTS]
         else:
-            loss = _backward(state, batch, learned, mixed)
-        total += loss
-    limit = config.optimizer.clip_norm if config.optimizer.clip_norm is not None else math.inf
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
-    state.optimizer.step()
-    return worker.mean(total).item(), norm.item(), rate
+            assert start is not None
+            weights = read_weights(start, self._config.model, vocab_size)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(weights[name])
+        return model
 
+    def _run_step(self) -> tuple[float, float, float, tuple[Kind, Action] | None]:
+        """One step. Returns loss, norm of the gradient before clipping, learning rate, and what went wrong if it did."""
+        config, state = self._config, self._state
+        batch = batch_number(self._step, self._left_out)
+        size = config.global_batch_size // config.num_microbatches
+        numbers = state.placement.microbatches()
+        batches = (self._loader.batch(batch, number * size, size) for number in numbers)
+        loss = float(state.placement.backward(batches, self._loader.learned_targets(batch), self._step))
+        norm = float(state.placement.gradient_norm())
+        scale = learning_rate_scale(self._step, config.steps, config.schedule)
+        found = self._guard.verdict(loss, norm)
+        if found is None:
+            state.update(self._step + 1, scale, norm)
+        else:
+            self._went_wrong(found, batch, loss, norm)
+        state.forget_gradients()
+        return loss, norm, scale * config.optimizer.learning_rate, found
 
-def _backward(state: _State, batch: Batch, learned: int, mixed: Any) -> torch.Tensor:
-    """Adds a microbatch's gradients. Its loss is this worker's part of the mean over the `learned` targets of the step.
+    def _went_wrong(self, found: tuple[Kind, Action], batch: int, loss: float, norm: float) -> None:
+        """Writes the event down. Raises DataError when the run is to stop."""
+        event = make_event(self._step + 1, batch, found, loss, norm, self._loader.places(batch))
+        path = self._folder / EVENTS
+        if self._worker.rank == 0:
+            append_event(path, event)
+        if found[1] == "stop":
+            self._worker.barrier()
+            raise stop_error(event, self._config.guard, len(read_events(path)))
 
-    Workers' gradients and losses are averaged later, so a part is the sum over its targets x world_size / learned: the
-    same step however the batch is cut. Where nothing is ignored the divisor is a whole number, to the bit.
-    """
-    device = state.worker.device
-    documents_BT = batch.documents_BT.to(device) if state.config.mask_documents else None
-    with mixed:
-        total = state.wrapped(batch.inputs_BT.to(device), documents_BT, next_token(batch.targets_BT.to(device)))
-        loss: torch.Tensor = total / (max(1, learned) / state.worker.world_size)
-    loss.backward()
-    return loss.detach()
+    def _is_last(self) -> bool:
+        """Whether the step just done ends the run. Early stopping asks the validations before this one, so that when
+        they end decides nothing."""
+        config = self._config
+        if self._step == config.steps:
+            return True
+        if config.early_stopping is None or self._step % config.validate_every_steps:
+            return False
+        stop = False
+        if self._worker.rank == 0:
+            self._background.finish()
+            stop = should_stop(read_rows(self._folder / VALIDATION), config.early_stopping)
+        return bool(self._worker.agree(int(stop)))
+
+    def _make_room(self) -> None:
+        """The memory of a save is made beside training, once a first step has made all there is to save."""
+        files = self._state.files()
+        if self._worker.rank == 0:
+            self._background.submit("reserve", partial(self._snapshot.reserve, files))
+
+    def _validate_and_save(self, last: bool) -> None:
+        config, rank = self._config, self._worker.rank
+        if last or self._step % config.validate_every_steps == 0:
+            weights = self._state.published()
+            if rank == 0:
+                sequences = None if last else config.validation_sequences
+                self._validations.submit(self._step, self._elapsed_s(), weights, sequences)
+        if last or self._step % config.checkpoint_every_steps == 0:
+            files = self._state.files()
+            if rank == 0:
+                copies, place, step = self._snapshot.take(files), self._folder / CHECKPOINTS, self._step
+                write = partial(write_checkpoint, place, step, copies, self._config_json, {"ended": last})
+                self._background.submit("save", write, after=self._snapshot.release)
+
+    def _tell(self, loss: float, norm: float, rate: float, step_s: float, event: str | None) -> None:
+        config = self._config
+        tokens = config.global_batch_size * config.model.max_seq_len
+        metrics = StepMetrics(
+            step=self._step,
+            loss=loss,
+            learning_rate=rate,
+            gradient_norm=norm,
+            tokens=self._step * tokens,
+            tokens_per_s=tokens / step_s,
+            mfu=utilization(tokens / step_s, self._flops, self._peak, self._worker.world_size),
+            memory_bytes=self._memory_bytes(),
+            elapsed_s=round(self._elapsed_s(), 3),
+            event=event,
+        )
+        append_metrics(self._folder / METRICS, metrics)
+        if self._board is not None:
+            self._board.add_step(metrics)
+        self._hooks.on_step(metrics)
+        self._tell_validations()
+
+    def _tell_validations(self) -> None:
+        for row in self._validations.take_done():
+            if self._board is not None:
+                self._board.add_validation(row)
+            self._hooks.on_validation(row)
+
+    def _memory_bytes(self) -> int:
+        device = self._worker.device
+        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes()
+
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._began_s

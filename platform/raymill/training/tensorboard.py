@@ -19,6 +19,9 @@ from typing import Any
 
 from raymill.training.metrics import StepMetrics, ValidationMetrics
 
+TENSORBOARD = "tensorboard"
+"""The folder of events, beside metrics.jsonl."""
+
 _TRAIN = ("loss", "learning_rate", "gradient_norm", "tokens_per_s", "mfu", "memory_bytes")
 _VALIDATION = ("loss_nats", "bits_per_byte", "accuracy")
 

@@ -35,6 +35,15 @@ def placement_for(config: TrainingConfig, model: Transformer, worker: Worker) ->
     return Composed(model, worker, config)
 
 
+def tolerance_of(config: TrainingConfig, device: torch.device) -> float:
+    """What `placement_for` will say of the placement it builds."""
+    if config.layout.data == "ddp" and config.layout.model_size == 1:
+        return 0.0
+    from raymill.training.parallel.composed import tolerance
+
+    return tolerance(config, device)
+
+
 def check_placement(config: TrainingConfig, worker: Worker) -> None:
     """UsageError unless these workers can hold the layout and compute in its precision."""
     config.check_layout(worker.world_size)
