@@ -95,6 +95,7 @@ SLOW_CASES = {
         "qwen3", {"pipeline": 4}, model={"num_layers": 4}, optimizer={"learning_rate": 0.001}
     ),
     "hsdp, bf16": settings("llama", FOUR["hsdp"], precision="bf16"),
+    "fsdp x pipeline, bf16": settings("llama", FOUR["fsdp x pipeline"], precision="bf16"),
     "tensor x pipeline, bf16": settings("llama", FOUR["tensor x pipeline"], precision="bf16"),
     "tensor x context, gpt2": settings("gpt2", {"tensor": 2, "context": 2}),
     "pipeline x context, qwen3": settings("qwen3", {"pipeline": 2, "context": 2}),
