@@ -2,7 +2,7 @@
 
 Bare is forward, backward, clipping and optimizer on a model of its own, with a batch that is ready. Both thus meet the
 same minutes of a busy machine. What the process works meanwhile in other threads (saving, Ray's own) counts as the
-platform's. Validations are left to the last step, which is not timed.
+platform's. The one validation, after the last step, is left out.
 """
 
 import argparse
@@ -31,11 +31,13 @@ def worker(settings: dict[str, Any]) -> None:
     from raymill.dataset.loader import Loader
     from raymill.dataset.shards import TokenStream
     from raymill.model.transformer import Transformer
+    from raymill.stages.train import work_as_worker
     from raymill.training import loop
     from raymill.training.losses import next_token
     from raymill.training.optimizer import build_optimizer
 
     original = loop.train
+    scores = ("loss_nats", "bits_per_byte", "accuracy")
     clocks = (time.perf_counter, time.process_time, time.thread_time)
 
     def train(config: Any, tokens: Path, folder: Path, place: Any, hooks: Any, start: Any) -> Any:
@@ -67,13 +69,11 @@ def worker(settings: dict[str, Any]) -> None:
             (Path(settings["work"]) / "times.json").write_text(json.dumps(times))
             before[:] = [clock() for clock in clocks]
 
-        return original(config, tokens, folder, place, dataclasses.replace(hooks, on_step=on_step), start)
+        measured = dataclasses.replace(hooks, on_step=on_step, validate=lambda *_: dict.fromkeys(scores, 0.0))
+        return original(config, tokens, folder, place, measured, start)
 
     loop.train = train
-    stage_worker(settings)
-
-
-stage_worker = stage._worker
+    work_as_worker(settings)
 
 
 def main() -> None:
@@ -102,10 +102,18 @@ def main() -> None:
     work.mkdir(parents=True)
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    stage._worker = worker
+    settings = {
+        "config": config.model_dump(mode="json"),
+        "tokens": str(options.tokens.absolute()),
+        "work": str(work.absolute()),
+        "threads": 1,
+        "gpu": False,
+        "start": None,
+    }
+    stage.work_as_worker = worker
     with Cluster(load(ClusterConfig, None)) as cluster:
         cluster.connect()
-        stage._trainer(config, options.tokens, None, work, cluster).fit()
+        stage._trainer(config, settings, work, cluster).fit()
     channel.write((work / TIMES).read_text())
     channel.flush()
 
