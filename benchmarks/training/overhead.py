@@ -51,7 +51,7 @@ def overhead(product: Sequence[float], bare: Sequence[float], saves: int) -> Ove
 
 
 def platform(bench: Bench) -> list[Row]:
-    steps, save_every = (12, 6) if bench.quick else (60, 20)
+    steps, save_every = (9, 4) if bench.quick else (60, 20)
     values = {"tokens": bench.tokens, "folder": bench.work, "layers": LAYERS, "dim": DIM, "seq-len": SEQ_LEN}
     values |= {"batch-size": BATCH_SIZE, "steps": steps, "save-every": save_every}
     options = [part for name, value in values.items() for part in (f"--{name}", str(value))]
@@ -59,6 +59,8 @@ def platform(bench: Bench) -> list[Row]:
     surroundings = {**os.environ, **ONE_THREAD, **ENVIRONMENT}
     done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=_LIMIT_S)
     if done.returncode != 0:
+        said = [line for line in done.stderr.splitlines() if line.strip()][-20:]
+        say("\n".join(f"    {line}" for line in said))  # Ray wraps what failed in errors of its own
         return [Row(_WORK, "% of CPU", None, lower_is_better=True, note=error_line(done.stderr))]
     times: list[dict[str, list[float]]] = json.loads(done.stdout.strip().splitlines()[-1])
     return [_row(times, (steps - 1) // save_every)]

@@ -59,7 +59,7 @@ def int8(bench: Bench) -> list[Row]:
 
 def _loss_row(bench: Bench) -> Row:
     """How far apart the losses of both are after the same steps, on fewer layers, so that there can be many steps."""
-    batch_size, rounds = (1, 60) if bench.quick else (4, 300)
+    batch_size, rounds = (1, 40) if bench.quick else (4, 300)
     options = [*_shape(bench, WIDE), "--layers", 2, "--batch-size", batch_size]
     sides = [
         bench.side(_INT8, "step_raymill", *options, "--variant", "int8"),

@@ -18,7 +18,7 @@ _NAMES = {1: "one worker", 2: "two workers"}
 
 
 def workers(bench: Bench) -> list[Row]:
-    steps, rounds = (5, 2) if bench.quick else (12, 5)
+    steps, rounds = (6, 1) if bench.quick else (12, 5)
     values = {"tokens": bench.tokens, "folder": bench.work, "layers": LAYERS, "dim": DIM, "seq-len": SEQ_LEN}
     values |= {"steps": steps, "global-batch-size": _GLOBAL_BATCH_SIZE}
     options = [part for name, value in values.items() for part in (f"--{name}", str(value))]
