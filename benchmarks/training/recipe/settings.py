@@ -20,19 +20,18 @@ OURS = TrainingConfig.model_validate(
             "num_layers": 3,
             "model_dim": 128,
             "num_heads": 4,
-            "num_kv_heads": 4,
-            "hidden_dim": 128,
+            "num_kv_heads": 1,
+            "hidden_dim": 144,
             "max_seq_len": SEQ_LEN,
             "norm_eps": 1e-6,
             "tie_embeddings": False,
         },
         "init": {"name": "kaiming", "std": 0.5, "zero_projections": True},
         "optimizer": {"name": "muon", "learning_rate": 3e-3, "adamw_learning_rate": 6e-2, "weight_decay": 0.0},
-        "schedule": {"name": "wsd", "warmup_steps": 10, "decay_fraction": 0.5, "final_fraction": 0.0},
+        "schedule": {"name": "wsd", "warmup_steps": 10, "decay_fraction": 0.35, "final_fraction": 0.0},
         "steps": 140,
         "global_batch_size": 4,
         "microbatch_size": 4,
-        "mask_documents": False,
     }
 )
 
