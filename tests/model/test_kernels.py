@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from raymill.model import kernels
-from raymill.model.linear import linear
+from raymill.model.linear import Linear, linear, swiglu_linear
 
 EPS = 1e-5
 
@@ -62,6 +62,11 @@ CASES = {
         (draw(2, 5, 4, 6), draw(2, 5, 2, 6), draw(6), draw(6) + 1),
     ),
     "linear": (linear, functional.linear, (draw(2, 130, 128), draw(160, 128), draw(160))),
+    "swiglu_linear": (
+        swiglu_linear,
+        lambda g, u, w: functional.linear(functional.silu(g) * u, w),
+        (draw(2, 130, 160), draw(2, 130, 160) * 2, draw(128, 160)),
+    ),
     "linear, narrow": (linear, functional.linear, (draw(2, 130, 256), draw(96, 256))),
 }
 
@@ -134,3 +139,11 @@ def test_activations_hold_at_the_ends_of_float32() -> None:
     x = torch.tensor([-1e4, -90.0, -80.0, 0.0, 90.0, 1e4])
     torch.testing.assert_close(kernels.swiglu(x, torch.ones(7)), functional.silu(x), rtol=1e-6, atol=1e-30)
     torch.testing.assert_close(kernels.gelu(x), functional.gelu(x, approximate="tanh"), rtol=1e-6, atol=1e-30)
+
+
+def test_a_layer_with_a_hook_is_called() -> None:
+    layer = Linear(8, 8, bias=False)
+    assert layer.bare
+    layer.register_forward_hook(lambda module, inputs, output: 2 * output)
+    assert not layer.bare
+    assert not Linear(8, 8).bare

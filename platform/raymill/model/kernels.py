@@ -58,6 +58,19 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return y
 
 
+def swiglu_gradients(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """What swiglu passes back to gate and up, plain tensors all."""
+    from raymill.model import loops
+
+    gate, up = gate.contiguous(), up.contiguous()
+    dgate, dup = torch.empty_like(gate), torch.empty_like(up)
+    dy_N, gate_N, up_N, dgate_N, dup_N = _flat(dy.contiguous()), _flat(gate), _flat(up), _flat(dgate), _flat(dup)
+    split_rows(
+        dy_N.shape, lambda i, j: loops.swiglu_backward(dy_N[i:j], gate_N[i:j], up_N[i:j], dgate_N[i:j], dup_N[i:j])
+    )
+    return dgate, dup
+
+
 def gelu(x: Tensor) -> Tensor:
     """GELU by tanh, as GPT-2 has it (Hendrycks and Gimpel 2016)."""
     if not is_plain(x):
@@ -235,16 +248,8 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
-        from raymill.model import loops
-
         gate, up = ctx.saved_tensors
-        dgate, dup = torch.empty_like(gate), torch.empty_like(up)
-        dy_N, gate_N, up_N, dgate_N, dup_N = _flat(dy.contiguous()), _flat(gate), _flat(up), _flat(dgate), _flat(dup)
-        split_rows(
-            dy_N.shape,
-            lambda i, j: loops.swiglu_backward(dy_N[i:j], gate_N[i:j], up_N[i:j], dgate_N[i:j], dup_N[i:j]),
-        )
-        return dgate, dup
+        return swiglu_gradients(dy, gate, up)
 
 
 class _GELU(torch.autograd.Function):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from raymill.model.kernels import is_plain
+from raymill.model.kernels import is_plain, swiglu, swiglu_gradients
 
 _LEAST_WORK = 1 << 22
 """Products of N, I and O below which oneDNN's call costs more than its kernels win."""
@@ -29,6 +29,12 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
+    @property
+    def bare(self) -> bool:
+        """Whether its weight is all that a call would use: no subclass, bias, hook, or layout over workers."""
+        hooked = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+        return type(self) is Linear and self.bias is None and not hooked and is_plain(self.weight)
+
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + b along the last dimension."""
@@ -36,6 +42,15 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
     if small or not _ONEDNN or not is_plain(x, weight_OI) or (bias_O is not None and not is_plain(bias_O)):
         return functional.linear(x, weight_OI, bias_O)
     y: Tensor = _Linear.apply(x, weight_OI, bias_O)
+    return y
+
+
+def swiglu_linear(gate: Tensor, up: Tensor, weight_OI: Tensor) -> Tensor:
+    """(silu(gate) * up) W^T, whose middle is made again for the backward pass: a sixth of a block's memory."""
+    small = gate.numel() * weight_OI.shape[0] < _LEAST_WORK
+    if small or not _ONEDNN or not is_plain(gate, up, weight_OI):
+        return linear(swiglu(gate, up), weight_OI)
+    y: Tensor = _SwiGLULinear.apply(gate, up, weight_OI)
     return y
 
 
@@ -89,3 +104,23 @@ class _Linear(torch.autograd.Function):
         dx = product(dy_NO, weight_OI.t()).view_as(x) if x_needed else None
         dweight_OI = weight_gradient(dy_NO, x.view(-1, x.shape[-1])) if weight_needed else None
         return dx, dweight_OI, dy_NO.sum(0) if bias_needed else None
+
+
+class _SwiGLULinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight_OI: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up, weight_OI)
+        x = swiglu(gate.detach(), up.detach())
+        return product(x.view(-1, x.shape[-1]), weight_OI).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, weight_OI = ctx.saved_tensors
+        dy_NO = dy.reshape(-1, dy.shape[-1])
+        dweight_OI = None
+        if ctx.needs_input_grad[2]:
+            x = swiglu(gate.detach(), up.detach())
+            dweight_OI = weight_gradient(dy_NO, x.view(-1, x.shape[-1]))
+        dgate, dup = swiglu_gradients(product(dy_NO, weight_OI.t()).view_as(gate), gate, up)
+        return dgate, dup, dweight_OI

@@ -19,7 +19,7 @@ from raymill.model import kernels
 from raymill.model.attention import attend
 from raymill.model.config import InitConfig, ModelConfig
 from raymill.model.initialize import initialize
-from raymill.model.linear import Linear
+from raymill.model.linear import Linear, swiglu_linear
 from raymill.model.rope import rotary_tables
 
 Objective = Callable[[Tensor, nn.Linear], Tensor]
@@ -132,7 +132,10 @@ class GatedFeedForward(nn.Module):
         self.down_proj = Linear(config.hidden_dim, config.model_dim, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        y_BTD: Tensor = self.down_proj(kernels.swiglu(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
+        gate_BTF, up_BTF = self.gate_proj(x_BTD), self.up_proj(x_BTD)
+        if self.down_proj.bare:
+            return swiglu_linear(gate_BTF, up_BTF, self.down_proj.weight)
+        y_BTD: Tensor = self.down_proj(kernels.swiglu(gate_BTF, up_BTF))
         return y_BTD
 
 
