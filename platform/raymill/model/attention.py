@@ -3,8 +3,8 @@
 Document numbers never fall along T, so what a query sees is one range of keys: from the first of its document (or of its
 window) to itself. On a CPU in fp32, attention runs over blocks of BLOCK queries as matrix products of the keys that some
 query of the block sees: no scores above the diagonal's blocks, none before the first document that the block touches. The
-softmax is one compiled pass over each row's range, so no mask is ever made. A third less time than torch's flash kernel
-at 8 x 256 x 6 heads of 64.
+softmax is one compiled pass over each row's range, so no mask is ever made. Forward and backward at 8 x 256 x 6
+heads of 64 take 32 ms on one core, torch's flash kernel 38; seven eighths of it are the products.
 
 Probabilities are kept for the backward pass while they are no larger than queries, keys and values together (T of about
 384), and are made again from one number per row beyond that. Groups of query heads share their keys: a group's queries

@@ -2,8 +2,8 @@
 
 Each is a function of tensors with its own gradient. fp32 tensors on a CPU go through one compiled loop (model/loops.py)
 that reads its input once and keeps as little as the gradient needs; all others (GPUs, other types, DTensors, under
-torch.compile) through torch's own operations. Both paths give the same within rounding. On 2048 x 384 the loops take a
-third to a tenth of torch's time; all of them together are 2 % of a training step.
+torch.compile) through torch's own operations. Both paths give the same within rounding. A norm of
+2048 x 384 takes 0.1 to 0.2 ms on one core, an activation 0.3 to 0.6 ns for each number.
 
 Shapes: B batch, T sequence, N rows, D width, H num_heads, K num_kv_heads, C head_width, P parts.
 """

@@ -46,7 +46,7 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
 
 
 def swiglu_linear(gate: Tensor, up: Tensor, weight_OI: Tensor) -> Tensor:
-    """(silu(gate) * up) W^T, whose middle is made again for the backward pass: a sixth of a block's memory."""
+    """(silu(gate) * up) W^T, whose middle is made again for the backward pass: a seventh of a block's memory."""
     small = gate.numel() * weight_OI.shape[0] < _LEAST_WORK
     if small or not _ONEDNN or not is_plain(gate, up, weight_OI):
         return linear(swiglu(gate, up), weight_OI)
