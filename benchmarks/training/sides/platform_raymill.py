@@ -1,7 +1,7 @@
 """The train stage through Ray Train, one worker of one thread; after each of its steps the same process does a bare step.
 
 Bare is forward, backward, clipping and optimizer on a model of its own, with a batch that is ready. Both thus meet the
-same minutes of a busy machine. What the process works meanwhile in other threads (saving, Ray's own) counts as the
+same minutes of a busy machine. What other threads work meanwhile (saving; of Ray's own only what runs in its steps) counts as the
 platform's. The one validation, after the last step, is left out.
 """
 
