@@ -42,12 +42,13 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     """A pattern that can be learned: each id is the one before it plus 1."""
-    entries = []
-    for split, count in (("train", 2000), ("val", 400)):
-        (np.arange(count) % VOCAB).astype("<u2").tofile(tmp_path / f"{split}-00000.bin")
-        sizes = {"documents": 1, "tokens": count, "text_bytes": count}
-        entries.append(ShardEntry(path=f"{split}-00000.bin", split=split, **sizes))
-    index = ShardIndex(dtype="uint16", vocab_size=VOCAB, end_of_document_id=0, shards=tuple(entries))
+    entries = (
+        ShardEntry(path="train-00000.bin", split="train", documents=1, tokens=2000, text_bytes=2000),
+        ShardEntry(path="val-00000.bin", split="val", documents=1, tokens=400, text_bytes=400),
+    )
+    for entry in entries:
+        (np.arange(entry.tokens) % VOCAB).astype("<u2").tofile(tmp_path / entry.path)
+    index = ShardIndex(dtype="uint16", vocab_size=VOCAB, end_of_document_id=0, shards=entries)
     (tmp_path / INDEX).write_text(index.model_dump_json())
     return tmp_path
 

@@ -1,6 +1,7 @@
 """raymill's side of the race: its own model, objective, optimizer, schedule and loader, driven step by step.
 
-The loop's records, checkpoints and guards are left out, as they are on the other side; what they cost is a row of its own.
+The loop's records, checkpoints and guards are left out, as they are on the other side; what they cost is a row of its
+own.
 """
 
 from __future__ import annotations

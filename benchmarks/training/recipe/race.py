@@ -1,12 +1,12 @@
 """The race: CPU-seconds until a validation loss is reached, raymill's recipe beside the tuned reference.
 
-The target is the reference's own loss at the end of its run, the median over the seeds. A recipe with a schedule is at its
-best only where its schedule ends; so both sides run whole runs, the reference of the length it was tuned at, ours of the
-fewest steps that reach the target. Seeds are taken in turns of both sides (A B A B), each run in a process of its own on
-one core with one thread.
+The target is the reference's own loss at the end of its run, the median over the seeds. A recipe with a schedule is at
+its best only where its schedule ends; so both sides run whole runs, the reference of the length it was tuned at, ours
+of the fewest steps that reach the target. Seeds are taken in turns of both sides (A B A B), each run in a process of
+its own on one core with one thread.
 
-Tokens come from raymill's own prepare and tokenize, of the Python installation's text, once (half a minute, two cores).
-The curves of both sides stay in `race.json` in the cache.
+Tokens come from raymill's own prepare and tokenize, of the Python installation's text, once (half a minute, two
+cores). The curves of both sides stay in `race.json` in the cache.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _JOB = {
     "prepare": {"sources": ["builtin:python"], "val_fraction": 0.05},
     "tokenize": {"vocab_size": settings.VOCAB_SIZE},
 }
+_INDEX = "tokenize-*/index.json"
 _RUN_LIMIT_S = 3600
 
 
@@ -49,12 +50,12 @@ class Race:
     @property
     def target(self) -> float:
         """Nats per token."""
-        return statistics.median(run["val_loss"] for run in self.reference)
+        return statistics.median(float(run["val_loss"]) for run in self.reference)
 
     @property
     def reached(self) -> bool:
         """Whether our median run is at the target."""
-        return statistics.median(run["val_loss"] for run in self.ours) <= self.target
+        return statistics.median(float(run["val_loss"]) for run in self.ours) <= self.target
 
 
 def run(quick: bool, cache: Path) -> list[Row]:
@@ -69,16 +70,18 @@ def run(quick: bool, cache: Path) -> list[Row]:
 
 
 def make_shards(folder: Path) -> Path:
-    """The tokens both sides read, made where they are not there yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    job = folder / "job.yaml"
-    job.write_text(yaml.safe_dump(_JOB, sort_keys=False), "utf-8")
-    command = [sys.executable, "-m", "raymill.cli", "run", job.name, "--no-serve"]  # what is done is skipped
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"the tokens of the race could not be made: {(done.stdout + done.stderr)[-500:]}")
-    (shards,) = (folder / "runs" / "race").glob("tokenize-*/index.json")
-    return shards.parent
+    """The tokens both sides read, made where they are not there yet and kept from then on."""
+    made = folder / "runs" / "race"
+    if not list(made.glob(_INDEX)):
+        folder.mkdir(parents=True, exist_ok=True)
+        job = folder / "job.yaml"
+        job.write_text(yaml.safe_dump(_JOB, sort_keys=False), "utf-8")
+        command = [sys.executable, "-m", "raymill.cli", "run", job.name, "--no-serve"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"the tokens of the race could not be made: {(done.stdout + done.stderr)[-500:]}")
+    (index,) = made.glob(_INDEX)
+    return index.parent
 
 
 def race(shards: Path, seeds: Sequence[int]) -> Race:

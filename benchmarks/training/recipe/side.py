@@ -1,7 +1,7 @@
 """One run of one side, in a process of its own: trains to the end and says what it took, as one line of JSON.
 
-Timed are the steps alone, from reading the batch to the changed weights, in CPU-seconds of this process; one step before
-the run, on a model that is thrown away, pays for what libraries do once. Validations stand outside the time.
+Timed are the steps alone, from reading the batch to the changed weights, in CPU-seconds of this process; one step
+before the run, on a model that is thrown away, pays for what libraries do once. Validations stand outside the time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _POINTS = 8
 class Trainer(Protocol):
     """What both sides are."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module: ...
 
     def step(self, number: int) -> None: ...
 
@@ -84,7 +85,7 @@ def train(side: str, shards: Path, seed: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def validate(trainer: Trainer, val: TokenStream, count: int | None) -> float:
-    """Mean cross-entropy in nats over sequences of the val split that share one id with the next, all or some of them."""
+    """Mean cross-entropy in nats over sequences of the val split, which share one id with the next: all or some."""
     length = settings.SEQ_LEN
     total = (len(val) - 1) // length
     chosen = range(total) if count is None or count >= total else [n * total // count for n in range(count)]
