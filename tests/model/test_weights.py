@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from torch import Tensor
 from raymill.errors import ArtifactError
 from raymill.model.config import ModelConfig
 from raymill.model.transformer import Transformer
-from raymill.model.weights import load_model, read_weights, save_model
+from raymill.model.weights import load_model, read_weights, save_model, save_tensors
 
 LLAMA = ModelConfig(num_layers=2, model_dim=32, num_heads=4, num_kv_heads=2, hidden_dim=48, max_seq_len=16)
 GPT2 = ModelConfig(
@@ -159,3 +161,14 @@ def test_an_index_that_lies_is_one_message(tmp_path: Path, index: str, message: 
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(ArtifactError, match=message):
         load_model(tmp_path)
+
+
+def test_a_disk_that_takes_no_more_is_told_with_the_file(tmp_path: Path) -> None:
+    _, most_bytes = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most_bytes))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            save_tensors(tmp_path / "model.safetensors", {"a": torch.ones(1000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    assert error.value.errno == errno.EFBIG and error.value.filename == str(tmp_path / "model.safetensors")

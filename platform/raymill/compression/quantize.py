@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from raymill.errors import ArtifactError
 from raymill.model.files import CONFIG, WEIGHTS, read_config, read_model_config, write_config
 from raymill.model.rope import rotary_tables
 from raymill.model.transformer import Transformer
-from raymill.model.weights import load_model, read_tensors
+from raymill.model.weights import load_model, read_tensors, save_tensors
 
 QUANTIZATION = {"method": "int8", "weights": "int8 per output channel", "activations": "int8 per token, dynamic"}
 _SMALLEST = 1e-12
@@ -110,7 +109,7 @@ def save_quantized(folder: Path, model: Transformer, end_id: int) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_embeddings:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(folder / WEIGHTS, tensors)
     config = model.config.to_hugging_face(model.vocab_size, end_id)
     write_config(folder, {**config, "quantization": QUANTIZATION})
 

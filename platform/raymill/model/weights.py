@@ -7,6 +7,8 @@ only gpt2 is stored otherwise: its matrices lie (inputs, outputs), and those of 
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -32,7 +34,18 @@ def save_model(folder: Path, model: Transformer, end_id: int) -> None:
 def write_weights(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
     """Writes whole tensors by parameter name."""
     tensors = {name: tensor.cpu().contiguous() for name, tensor in stored_weights(config, weights).items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(folder / WEIGHTS, tensors)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file. OSError when the machine refuses; the library has its number in a text alone."""
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        refused = re.search(r"\(os error (\d+)\)", str(error))
+        if refused is None:
+            raise
+        raise OSError(int(refused[1]), os.strerror(int(refused[1])), str(path)) from None
 
 
 def stored_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
