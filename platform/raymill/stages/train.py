@@ -101,7 +101,7 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     check(config, tokens, start, work)
     for note in memory_notes(config, tokens.figures["vocab_size"], cluster.config.roles.train)[1:]:
         inputs.progress.note(note)
-    found = newest_checkpoint(work / CHECKPOINTS, inputs.progress.note)
+    found = newest_checkpoint(work / CHECKPOINTS, lambda _: None)  # a damaged one is met again by a worker, who says so
     if found is None or not saved_state(found[0])["ended"]:
         _train(config, tokens.path, start.path if start else None, inputs, cluster)
         found = newest_checkpoint(work / CHECKPOINTS, inputs.progress.note)

@@ -107,9 +107,14 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[Path, 
             content = _read_state(path)
             for entry in content["files"]:
                 check_file(path / entry["path"], FileEntry(**entry), hashed=True, fix="none needed")
-        except (ArtifactError, OSError, ValueError, KeyError, TypeError) as error:
-            what = error.what if isinstance(error, ArtifactError) else str(error)
-            warn(f"checkpoint {path.name} is passed over: {what}")
+        except ArtifactError as error:
+            warn(f"checkpoint {path.name} is passed over: {error.what}")
+            continue
+        except OSError as error:
+            warn(f"checkpoint {path.name} is passed over: {error}")
+            continue
+        except (ValueError, KeyError, TypeError):
+            warn(f"checkpoint {path.name} is passed over: {path / STATE} is damaged")
             continue
         return path, int(content["step"])
     if found:
