@@ -2,19 +2,22 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from raymill.artifact import Artifact, open_artifact
-from raymill.cluster.config import ClusterConfig
+from raymill.cluster.config import ClusterConfig, Role
 from raymill.cluster.session import Cluster
-from raymill.config import Config
+from raymill.config import Config, override
 from raymill.errors import DataError, MachineError, UsageError
 from raymill.model.config import ModelConfig
 from raymill.model.transformer import Transformer
@@ -78,7 +81,9 @@ def test_a_killed_worker_changes_no_bit(
         "metrics.jsonl",
         "model.safetensors",
         "optimizer.safetensors",
+        "report.html",
         "tokenizer.json",
+        "validation.jsonl",
     }
     given = inputs("train-killed", tokens)
     victims: list[int] = []
@@ -123,7 +128,7 @@ def test_a_start_from_another_shape_or_tokenizer_is_refused(tokens: Artifact, in
         return draft.publish("checkpoint", "train", config=Config(), inputs={}, summary="", figures={})
 
     ours = tokens.file("tokenizer.json").read_bytes()
-    with pytest.raises(UsageError, match="is not of the shape"):
+    with pytest.raises(UsageError, match=r"is not that of train\.model"):
         train.run(CONFIG, inputs("train", tokens, checkpoint("a", 2, ours)), None)
     with pytest.raises(UsageError, match="trained with another tokenizer"):
         train.run(CONFIG, inputs("train", tokens, checkpoint("b", 1, ours + b" ")), None)
@@ -131,10 +136,14 @@ def test_a_start_from_another_shape_or_tokenizer_is_refused(tokens: Artifact, in
 
 @pytest.mark.parametrize("max_failures", [0, 3])
 def test_what_a_worker_says_reaches_the_user(
-    cluster: Cluster, tokens: Artifact, inputs: Callable[..., Inputs], max_failures: int
+    cluster: Cluster,
+    tokens: Artifact,
+    inputs: Callable[..., Inputs],
+    monkeypatch: pytest.MonkeyPatch,
+    max_failures: int,
 ) -> None:
     given = inputs("train", tokens)
-    (given.draft.work / "checkpoints").write_text("in the way")
+    monkeypatch.setattr(train, "check", lambda *_: (given.draft.work / "checkpoints").write_text("in the way"))
     config = CONFIG.model_copy(update={"max_failures": max_failures})
     with pytest.raises(MachineError, match="no checkpoint can be written") as error:
         train.run(config, given, cluster)
@@ -148,9 +157,57 @@ def test_too_few_tokens_are_said_before_any_worker_starts(tokens: Artifact, inpu
         train.run(config, inputs("train", tokens), None)
 
 
-def test_a_batch_that_does_not_divide_is_said_before_any_worker_starts(
-    tokens: Artifact, inputs: Callable[..., Inputs]
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"num_workers": 5}, "do not divide over 5 copies"),
+        ({"layout": {"tensor": 2}, "model.num_kv_heads": 1}, "num_kv_heads 1 does not divide over 2 workers"),
+        ({"layout": {"pipeline": 2}}, "num_layers 1 does not divide over 2 workers"),
+        ({"layout": {"context": 2}, "num_workers": 3}, "not a multiple of tensor x pipeline x context = 2"),
+        ({"precision": "fp8"}, "fp8 needs a GPU"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_said_before_any_worker_starts(
+    tokens: Artifact, inputs: Callable[..., Inputs], settings: dict[str, Any], what: str
 ) -> None:
-    config = CONFIG.model_copy(update={"num_workers": 3})
-    with pytest.raises(UsageError, match="does not divide over 3 workers"):
-        train.run(config, inputs("train", tokens), None)
+    with pytest.raises(UsageError, match=what) as error:
+        train.run(override(CONFIG, settings), inputs("train", tokens), None)
+    assert "train." in error.value.fix
+
+
+def test_a_storage_that_takes_nothing_is_said_before_any_worker_starts(
+    tokens: Artifact, inputs: Callable[..., Inputs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = inputs("train", tokens)
+    (given.draft.work / "checkpoints").write_text("in the way")
+    with pytest.raises(MachineError, match="no checkpoint can be written") as error:
+        train.run(CONFIG, given, None)
+    assert "storage" in error.value.fix
+
+
+def test_an_id_outside_the_vocabulary_is_said_before_any_worker_starts(
+    tokens: Artifact, inputs: Callable[..., Inputs], tmp_path: Path
+) -> None:
+    shutil.copytree(tokens.path, tmp_path / "hurt")
+    ids = np.memmap(tmp_path / "hurt" / "train-00000.bin", "<u2", "r+")
+    ids[1000] = tokens.figures["vocab_size"]
+    ids.flush()
+    with pytest.raises(DataError, match=f"holds the id {tokens.figures['vocab_size']}") as error:
+        train.check_tokens(CONFIG, tmp_path / "hurt")
+    assert "token 1000" in str(error.value)
+
+
+def test_a_val_split_shorter_than_a_sequence_is_said(tokens: Artifact, inputs: Callable[..., Inputs]) -> None:
+    config = override(CONFIG, {"model.max_seq_len": 1 << 14, "global_batch_size": 1, "microbatch_size": 1})
+    with pytest.raises(DataError, match="the val split is too small for one batch"):
+        train.check_tokens(config, tokens.path)
+
+
+def test_memory_that_a_worker_does_not_have_is_told_with_what_to_change() -> None:
+    config = override(
+        CONFIG, {"model.max_seq_len": 1024, "model.model_dim": 512, "model.num_layers": 8, "num_workers": 1}
+    )
+    (enough,) = train.memory_notes(config, 8192, Role(memory_gib_per_worker=64))
+    assert enough.startswith("about ") and "activations" in enough
+    _, change = train.memory_notes(config, 8192, Role(memory_gib_per_worker=1.2))
+    assert "memory_gib_per_worker = 1.2" in change and "train.microbatch_size" in change

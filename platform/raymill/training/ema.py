@@ -25,7 +25,8 @@ class Ema:
     def update(self, step: int) -> None:
         """Takes in the weights after `step` steps (from 1), once per step."""
         weight = (1 - self._decay) / (1 - self._decay**step)
-        torch._foreach_lerp_(list(self._means.values()), list(self._parameters.values()), weight)
+        for name, mean in self._means.items():  # one by one: whole tensors may lie beside DTensors
+            mean.lerp_(self._parameters[name], weight)
 
     def tensors(self) -> dict[str, Tensor]:
         """The mean itself, not a copy."""

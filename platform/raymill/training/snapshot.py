@@ -25,10 +25,14 @@ class Snapshot:
     def reserve(self, files: Files) -> None:
         """Makes the memory for tensors like these and touches every page, which the first `take` is spared.
 
-        150 ms for 170 MB: a job for the background, once the optimizer has its state.
+        150 ms for 170 MB: a job for the background, once the optimizer has its state. Where a `take` was there first it
+        made the memory itself, and its save, which waits behind this job, must not be waited for.
         """
-        with self._free:
-            self._make(files)
+        if self._free.acquire(blocking=False):
+            try:
+                self._make(files)
+            finally:
+                self._free.release()
 
     def take(self, files: Files) -> dict[str, dict[str, Tensor]]:
         """Copies of all tensors, on the CPU, true until `release`. Waits for the release of those taken before."""

@@ -36,8 +36,9 @@ class TrainingState:
         """Makes step `step` (from 1) of the gradients there are, at this fraction of the peak learning rate."""
         limit = self._config.optimizer.clip_norm
         if limit is not None and gradient_norm > limit:
-            gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
-            torch._foreach_mul_(gradients, limit / gradient_norm)
+            for parameter in self._parameters.values():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(limit / gradient_norm)
         set_learning_rate(self._optimizer, scale)
         self._optimizer.step()
         if self._ema is not None:

@@ -6,6 +6,7 @@ import torch
 
 from raymill.errors import UsageError
 from raymill.model.fp8 import CAPABILITY, MULTIPLE, use_fp8
+from raymill.model.int8 import convert, supports_int8
 from raymill.model.transformer import Transformer
 from raymill.training.config import TrainingConfig
 from raymill.training.parallel.placement import Placement
@@ -20,6 +21,8 @@ def placement_for(config: TrainingConfig, model: Transformer, worker: Worker) ->
     check_placement(config, worker)
     model.to(worker.device)
     model.checkpoint_activations = config.activation_checkpointing
+    if config.precision == "int8":
+        convert(model)
     if config.precision == "fp8":
         for block in model.model.layers:
             use_fp8(block)
@@ -57,6 +60,17 @@ def check_placement(config: TrainingConfig, worker: Worker) -> None:
             fix=f"set train.global_batch_size to a multiple of {readers * layout.pipeline * config.microbatch_size}, "
             "or lower train.microbatch_size",
         )
+    if config.precision in ("int8", "fp8") and layout.tensor > 1:
+        raise UsageError(
+            f"train.precision {config.precision} does not go with train.layout.tensor {layout.tensor}",
+            fix="set train.layout.tensor to 1, or leave train.precision out",
+        )
+    if config.precision == "int8" and (worker.device.type != "cpu" or not supports_int8()):
+        raise UsageError(
+            "train.precision int8 needs a CPU with VNNI",
+            why=f"this worker computes on {worker.device}" if worker.device.type != "cpu" else "this one has none",
+            fix="leave train.precision out: fp32 on CPUs, bf16 on GPUs",
+        )
     if config.precision == "fp8":
         _check_fp8(config, worker.device)
 
@@ -67,11 +81,6 @@ def _check_fp8(config: TrainingConfig, device: torch.device) -> None:
             f"train.precision fp8 needs a GPU of compute capability {CAPABILITY[0]}.{CAPABILITY[1]} or newer",
             why=f"this worker computes on {device}",
             fix="set train.precision to bf16 on other GPUs, to fp32 on CPUs",
-        )
-    if config.layout.tensor > 1:
-        raise UsageError(
-            f"train.precision fp8 does not go with train.layout.tensor {config.layout.tensor}",
-            fix="set train.layout.tensor to 1, or train.precision to bf16",
         )
     model = config.model
     tokens = min(config.microbatch_size, config.global_batch_size) * model.max_seq_len // config.layout.context
