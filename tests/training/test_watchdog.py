@@ -39,6 +39,18 @@ def wait_in_vain(over: threading.Event) -> None:
     assert over.wait(20)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_one_that_cannot_say_so_ends_all_the_same(tmp_path: Path) -> None:
+    def full(line: str) -> None:
+        raise OSError("No space left on device")
+
+    ended: list[int] = []
+    with Watchdog(tmp_path, 0, 0.2, tell=full, on_hang=ended.append) as watchdog:
+        watchdog.beat(1)
+        _until(lambda: bool(ended), 10)
+    assert ended == [HUNG]
+
+
 def test_beats_keep_it_quiet_and_nothing_is_left(tmp_path: Path) -> None:
     ended: list[int] = []
     with Watchdog(tmp_path, 0, 1.5, on_hang=ended.append) as watchdog:

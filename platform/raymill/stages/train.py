@@ -25,6 +25,7 @@ from raymill.training.memory import PROCESS_BYTES, MemoryPrediction, advise, des
 from raymill.training.metrics import METRICS, VALIDATION, last_metrics
 from raymill.training.report import live_line, write_report
 from raymill.training.tensorboard import TENSORBOARD
+from raymill.training.watchdog import STACKS
 
 if TYPE_CHECKING:
     import torch
@@ -141,8 +142,9 @@ def _fill_draft(last: Path, inputs: Inputs) -> None:
         shutil.copyfile(path, folder / path.name)
     if (last / EMA).exists():
         write_weights(folder, read_model_config(last)[0], read_tensors(last / EMA))
-    if (work / TENSORBOARD).exists():
-        shutil.copytree(work / TENSORBOARD, folder / TENSORBOARD, dirs_exist_ok=True)
+    for name in (TENSORBOARD, STACKS):
+        if (work / name).exists():
+            shutil.copytree(work / name, folder / name, dirs_exist_ok=True)
 
 
 def _train(config: Config, tokens: Path, start: Path | None, inputs: Inputs, cluster: Cluster) -> None:

@@ -78,13 +78,13 @@ def _ignore(*_: Any) -> None:
 
 @dataclass(frozen=True)
 class Hooks:
-    """How the loop tells its surroundings what happens; all run on rank 0 only."""
+    """How the loop tells its surroundings what happens; all but `warn` run on rank 0 only."""
 
     validate: Validate
     on_step: Callable[[StepMetrics], None] = _ignore
     on_validation: Callable[[ValidationMetrics], None] = _ignore
     warn: Callable[[str], None] = _ignore
-    """Told what was found wrong and got round: a damaged checkpoint."""
+    """Told what was found wrong and got round: a damaged checkpoint, and by any rank that it hangs."""
 
 
 def train(
@@ -152,7 +152,8 @@ class _Run:
         return True
 
     def _run_steps(self) -> bool:
-        with Watchdog(self._folder, self._worker.rank, self._config.guard.hang_timeout_s) as watchdog:
+        limit_s = self._config.guard.hang_timeout_s
+        with Watchdog(self._folder, self._worker.rank, limit_s, self._hooks.warn) as watchdog:
             first = self._step
             while not self._ended:
                 began_s = time.monotonic()

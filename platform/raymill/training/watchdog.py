@@ -33,14 +33,22 @@ _log = logging.getLogger(__name__)
 class Watchdog:
     """A context around the steps of one worker. `beat` says that a step is done.
 
-    After `timeout_s` without one, every thread's stack is appended to `folder`/stacks/rank-<rank>.txt, and `on_hang` is
-    called with HUNG, in the watching thread. One at a time in a process.
+    After `timeout_s` without one, every thread's stack is appended to `folder`/stacks/rank-<rank>.txt, `tell` is given a
+    line for the user, and `on_hang` is called with HUNG, all in the watching thread. One at a time in a process.
     """
 
-    def __init__(self, folder: Path, rank: int, timeout_s: float, on_hang: Callable[[int], None] = os._exit) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        timeout_s: float,
+        tell: Callable[[str], object] = _log.error,
+        on_hang: Callable[[int], None] = os._exit,
+    ) -> None:
         self._path = folder / STACKS / f"rank-{rank}.txt"
         self._rank = rank
         self._timeout_s = timeout_s
+        self._tell = tell
         self._on_hang = on_hang
         self._step: int | None = None
         self._limit_s = 0.0
@@ -80,15 +88,17 @@ class Watchdog:
             while not self._stop.wait(wait_s):
                 now_s = time.monotonic()
                 if now_s > self._limit_s:
-                    self._tell()
-                    self._on_hang(HUNG)
+                    try:
+                        self._write_stacks()
+                    finally:  # on a disk that takes nothing it ends all the same
+                        self._on_hang(HUNG)
                     return
                 late_s = self._limit_s - now_s + 2 * wait_s
                 faulthandler.dump_traceback_later(late_s, file=self._file, exit=True)
         finally:
             faulthandler.cancel_dump_traceback_later()
 
-    def _tell(self) -> None:
+    def _write_stacks(self) -> None:
         last = "its first step" if self._step is None else f"a step after step {self._step}"
         line = f"rank {self._rank} has not finished {last} in time ({self._timeout_s:g} s a step)"
         self._file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}\n")
@@ -96,4 +106,4 @@ class Watchdog:
         faulthandler.dump_traceback(file=self._file, all_threads=True)
         self._file.write("\n")
         self._file.flush()
-        _log.error("%s; it ends, to be started again. Where its threads stand: %s", line, self._path)
+        self._tell(f"{line}; it ends, to be started again. Where its threads stand: {STACKS}/{self._path.name}")
