@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from raymill.training.adamw import AdamW
 from raymill.training.config import OptimizerConfig
 from raymill.training.lion import Lion
 from raymill.training.muon import Muon
@@ -50,7 +51,7 @@ def build_optimizer(
         return Lion(groups, betas=betas)
     if config.name == "sgd":
         return DecoupledSGD(groups, momentum=config.momentum)
-    return torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=True)
+    return AdamW(groups, betas=betas, eps=config.eps)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, scale: float) -> None:
