@@ -17,8 +17,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -361,3 +362,154 @@ def test_a_worker_of_another_command_is_refused(
 
 def check_refused(ended: Ended, words: str) -> None:
     assert ended.code == 1 and words in ended.err and "Traceback" not in ended.err, ended.err
+
+
+class Command:
+    """The command a user types, with a Ray of its own, on this many cores."""
+
+    def __init__(self, place: Place, storage: Path, cores: int, *settings: str) -> None:
+        job = storage.with_suffix(".yaml")
+        job.write_text(place.job.read_text().replace("num_workers: 1", "num_workers: 2\n  min_workers: 1"))
+        self.storage = storage
+        self._words = [sys.executable, "-m", "raymill.cli", "run", str(job), "--set", f"cluster.storage={storage}"]
+        self._words += [word for setting in settings for word in ("--set", setting)]
+        self._cores = sorted(os.sched_getaffinity(0))[:cores]
+
+    def __enter__(self) -> Command:
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, self._cores)  # a child has what its parent had
+        try:
+            self._process = subprocess.Popen(
+                self._words,
+                env=environment,
+                start_new_session=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        finally:
+            os.sched_setaffinity(0, before)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.communicate()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_for(self, step: int) -> None:
+        """Until so many steps are done."""
+        while not any(path.read_bytes().count(b"\n") >= step for path in self.work("metrics.jsonl")):
+            if self._process.poll() is not None:
+                pytest.fail(f"it ended before: {self._process.communicate()[1]}")
+            time.sleep(0.005)
+
+    def work(self, name: str) -> list[Path]:
+        """Files of this name in the work folder."""
+        return list(self.storage.glob(f"faults/train-*.partial/.work/{name}"))
+
+    def processes(self, name: str) -> list[int]:
+        """Its processes whose command begins so."""
+        listing = subprocess.run(["ps", "-wweo", "pid,sid,args"], capture_output=True, text=True, check=True).stdout
+        rows = [line.split(None, 2) for line in listing.splitlines()[1:]]
+        return [int(pid) for pid, sid, command in rows if int(sid) == self.pid and re.match(name, command)]
+
+    def end(self) -> Ended:
+        _, err = self._process.communicate(timeout=240)
+        return Ended(self._process.returncode, "", err)
+
+    def finish(self) -> str:
+        """What it wrote to stderr."""
+        ended = self.end()
+        assert ended.code == 0, ended.err
+        return ended.err
+
+
+WORKER = "ray::.*RayTrainWorker"
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("victim", ["command", "worker", "raylet"])
+def test_killed_as_users_run_it(place: Place, tmp_path: Path, seed: int, victim: str) -> None:
+    """Two workers. A killed one costs nothing but time; where the command or its Ray is killed, it is typed again."""
+    draw = random.Random(seed)
+    storage = tmp_path / "run"
+    storage.mkdir()
+    with Command(place, storage, 2) as command:
+        command.wait_for(draw.randint(1, STEPS - 5))
+        time.sleep(draw.uniform(0, 0.05))
+        workers = command.processes(WORKER)
+        assert len(workers) == 2
+        victims = {"command": [command.pid], "worker": workers, "raylet": command.processes(r"\S*/raylet/raylet ")}
+        os.kill(draw.choice(victims[victim]), signal.SIGKILL)
+        if victim == "worker":
+            command.finish()
+        elif victim == "raylet":
+            assert command.end().code
+    if victim != "worker":
+        with Command(place, storage, 2) as command:
+            assert "passed over" not in command.finish()
+    place.check_finished(storage)
+
+
+@pytest.mark.chaos
+def test_one_worker_then_two_then_one(place: Place, tmp_path: Path) -> None:
+    """The command is killed twice, and typed again where there are other cores."""
+    storage = tmp_path / "run"
+    storage.mkdir()
+    for cores, step in ((1, 8), (2, 23)):
+        with Command(place, storage, cores) as command:
+            command.wait_for(step)
+            assert len(command.processes(WORKER)) == cores
+            os.kill(command.pid, signal.SIGKILL)
+    with Command(place, storage, 1) as command:
+        command.finish()
+    place.check_finished(storage)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("rank", range(2))
+def test_a_stopped_worker_is_replaced(place: Place, tmp_path: Path, rank: int) -> None:
+    storage = tmp_path / "run"
+    storage.mkdir()
+    with Command(place, storage, 2, "train.guard.hang_timeout_s=3") as command:
+        command.wait_for(13)
+        (holder,) = command.work(".writer")
+        workers = sorted(command.processes(WORKER), key=lambda pid: pid != int(holder.read_text()))
+        os.kill(workers[rank], signal.SIGSTOP)
+        while not (stacks := [path for path in command.work("stacks/*") if path.stat().st_size]):
+            time.sleep(0.05)
+        assert [path.name for path in stacks] == [f"rank-{1 - rank}.txt"]
+        err = command.finish()
+    told = f"rank {1 - rank} has not finished a step after step "
+    assert err.count(told) == 1 and f"Where its threads stand: stacks/rank-{1 - rank}.txt" in err, err
+    (stacks_file,) = storage.glob("faults/train-*/stacks/*")
+    assert stacks_file.name == f"rank-{1 - rank}.txt" and told in stacks_file.read_text()
+    place.check_finished(storage)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("room_bytes", [0, 40_000])
+def test_a_full_disk_as_users_meet_it(place: Place, tmp_path: Path, room_bytes: int) -> None:
+    storage = tmp_path / "run"
+    with disk(storage):
+        with Command(place, storage, 2) as command:
+            command.wait_for(12)
+            fill(storage, room_bytes)
+            ended = command.end()
+        check_one_message(ended, "")
+        assert "No space left on device" in ended.err, ended.err
+        (storage / "ballast").unlink()
+        with Command(place, storage, 2) as command:
+            assert "passed over" not in command.finish()
+        place.check_finished(storage)
+
+
+def fill(storage: Path, room_bytes: int) -> None:
+    with (storage / "ballast").open("wb") as ballast:
+        os.posix_fallocate(ballast.fileno(), 0, shutil.disk_usage(storage).free - room_bytes)
