@@ -1,30 +1,24 @@
 """AdamW (Loshchilov and Hutter 2019) by torch's fused kernel, the same bits as torch.optim.AdamW(fused=True).
 
-torch's own class imports its compiler when it is made, 75 MB in every worker, to mark what the compiler may not trace. No
-compiler sees a step here: this class goes past the marks. Keeps two numbers per parameter.
+Keeps two numbers per parameter. Unlike torch's class it loads no compiler (training/untraced.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from inspect import unwrap
 from typing import Any
 
 import torch
 from torch.optim.adamw import adamw
 
+from raymill.training.untraced import Untraced
 
-class AdamW(torch.optim.Optimizer):
+
+class AdamW(Untraced):
     """Every group brings `lr` and `weight_decay`, decoupled."""
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, betas: tuple[float, float], eps: float) -> None:
         super().__init__(groups, {"betas": betas, "eps": eps})
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        unwrap(torch.optim.Optimizer.zero_grad)(self, set_to_none)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

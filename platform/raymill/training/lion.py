@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from raymill.training.untraced import Untraced
 
-class Lion(torch.optim.Optimizer):
+
+class Lion(Untraced):
     """Every group brings `lr` and `weight_decay` (decoupled)."""
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, betas: tuple[float, float]) -> None:

@@ -22,9 +22,10 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.optim.adamw import adamw
 
 from raymill.training.orthogonal import cost, orthogonalize
+from raymill.training.untraced import Untraced
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Untraced):
     """Groups with `method` muon hold matrices; those with adamw anything. Weight decay is decoupled in both.
 
     `group`: workers that hold the same matrices with the same gradients, and each do a part of the work.
