@@ -59,16 +59,69 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def swiglu_gradients(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """What swiglu passes back to gate and up, plain tensors all."""
+    """What swiglu passes back to gate, written over dy, and to up; plain tensors all."""
     from raymill.model import loops
 
     gate, up = gate.contiguous(), up.contiguous()
-    dgate, dup = torch.empty_like(gate), torch.empty_like(up)
-    dy_N, gate_N, up_N, dgate_N, dup_N = _flat(dy.contiguous()), _flat(gate), _flat(up), _flat(dgate), _flat(dup)
+    dup = torch.empty_like(up)
+    dy_N, gate_N, up_N, dup_N = _flat(dy), _flat(gate), _flat(up), _flat(dup)
+    split_rows(dy_N.shape, lambda i, j: loops.swiglu_backward(dy_N[i:j], gate_N[i:j], up_N[i:j], dy_N[i:j], dup_N[i:j]))
+    return dy, dup
+
+
+def sum_and_norm(a: Tensor, b: Tensor | None, weight_D: Tensor, eps: float) -> tuple[Tensor | None, Tensor, Tensor]:
+    """a + b (None without b), 1 / its root mean square by row, and its rms_norm; plain tensors all."""
+    from raymill.model import loops
+
+    a = a.contiguous()
+    y, roots_N = torch.empty_like(a), torch.empty(a.numel() // a.shape[-1])
+    a_ND, y_ND, weight, roots = _rows(a), _rows(y), weight_array(weight_D), array(roots_N)
+    if b is None:
+        split_rows(a_ND.shape, lambda i, j: loops.rms_norm(a_ND[i:j], weight, eps, roots[i:j], y_ND[i:j]))
+        return None, roots_N, y
+    x = torch.empty_like(a)
+    b_ND, x_ND = _rows(b.contiguous()), _rows(x)
     split_rows(
-        dy_N.shape, lambda i, j: loops.swiglu_backward(dy_N[i:j], gate_N[i:j], up_N[i:j], dgate_N[i:j], dup_N[i:j])
+        x_ND.shape,
+        lambda i, j: loops.add_rms_norm(a_ND[i:j], b_ND[i:j], weight, eps, x_ND[i:j], roots[i:j], y_ND[i:j]),
     )
-    return dgate, dup
+    return x, roots_N, y
+
+
+def normed_again(x: Tensor, weight_D: Tensor, roots_N: Tensor) -> Tensor:
+    """The rms_norm whose roots sum_and_norm gave."""
+    return (x * roots_N.view(*x.shape[:-1], 1)).mul_(weight_D)
+
+
+def rms_norm_gradients(
+    x: Tensor, weight_D: Tensor, roots_N: Tensor, dy: Tensor, dsum: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What the norm of x passes back to x, plus dsum where x is read elsewhere too, and to the weight."""
+    from raymill.model import loops
+
+    dy = dy.contiguous()
+    summed = dsum is not None
+    dx = torch.empty_like(x)
+    x_ND, dy_ND, dx_ND, weight, roots = _rows(x), _rows(dy), _rows(dx), weight_array(weight_D), array(roots_N)
+    dsum_ND = dy_ND if dsum is None else _rows(dsum.contiguous())
+    parts = loops.PART_ROWS
+    dweight_PD = torch.empty(-(-len(x_ND) // parts), x.shape[-1])
+    dweight = array(dweight_PD)
+    split_rows(
+        x_ND.shape,
+        lambda i, j: loops.rms_norm_backward(
+            dy_ND[i:j],
+            x_ND[i:j],
+            weight,
+            roots[i:j],
+            dsum_ND[i:j],
+            summed,
+            dx_ND[i:j],
+            dweight[i // parts : -(-j // parts)],
+        ),
+        parts,
+    )
+    return dx, dweight_PD.sum(0)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -151,13 +204,8 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        from raymill.model import loops
-
         x = x.contiguous()
-        y = torch.empty_like(x)
-        roots_N = torch.empty(x.numel() // x.shape[-1])
-        x_ND, y_ND, weight, roots = _rows(x), _rows(y), weight_array(weight_D), array(roots_N)
-        split_rows(x_ND.shape, lambda i, j: loops.rms_norm(x_ND[i:j], weight, eps, roots[i:j], y_ND[i:j]))
+        _, roots_N, y = sum_and_norm(x, None, weight_D, eps)
         ctx.save_for_backward(x, weight_D, roots_N)
         return y
 
@@ -165,30 +213,15 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight_D, roots_N = ctx.saved_tensors
-        dx, dweight_D = _rms_norm_backward(x, weight_D, roots_N, dy, None)
+        dx, dweight_D = rms_norm_gradients(x, weight_D, roots_N, dy, None)
         return dx, dweight_D, None
 
 
 class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        from raymill.model import loops
-
-        a, b = a.contiguous(), b.contiguous()
-        x, y = torch.empty_like(a), torch.empty_like(a)
-        roots_N = torch.empty(x.numel() // x.shape[-1])
-        a_ND, b_ND, x_ND, y_ND, weight, roots = (
-            _rows(a),
-            _rows(b),
-            _rows(x),
-            _rows(y),
-            weight_array(weight_D),
-            array(roots_N),
-        )
-        split_rows(
-            x_ND.shape,
-            lambda i, j: loops.add_rms_norm(a_ND[i:j], b_ND[i:j], weight, eps, x_ND[i:j], roots[i:j], y_ND[i:j]),
-        )
+        x, roots_N, y = sum_and_norm(a, b, weight_D, eps)
+        assert x is not None
         ctx.save_for_backward(x, weight_D, roots_N)
         ctx.set_materialize_grads(False)
         return x, y
@@ -199,38 +232,8 @@ class _AddRMSNorm(torch.autograd.Function):
         if dy is None:
             return dsum, dsum, None, None
         x, weight_D, roots_N = ctx.saved_tensors
-        dx, dweight_D = _rms_norm_backward(x, weight_D, roots_N, dy, dsum)
+        dx, dweight_D = rms_norm_gradients(x, weight_D, roots_N, dy, dsum)
         return dx, dx, dweight_D, None
-
-
-def _rms_norm_backward(
-    x: Tensor, weight_D: Tensor, roots_N: Tensor, dy: Tensor, dsum: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    from raymill.model import loops
-
-    dy = dy.contiguous()
-    summed = dsum is not None
-    dx = torch.empty_like(x)
-    x_ND, dy_ND, dx_ND, weight, roots = _rows(x), _rows(dy), _rows(dx), weight_array(weight_D), array(roots_N)
-    dsum_ND = dy_ND if dsum is None else _rows(dsum.contiguous())
-    parts = loops.PART_ROWS
-    dweight_PD = torch.empty(-(-len(x_ND) // parts), x.shape[-1])
-    dweight = array(dweight_PD)
-    split_rows(
-        x_ND.shape,
-        lambda i, j: loops.rms_norm_backward(
-            dy_ND[i:j],
-            x_ND[i:j],
-            weight,
-            roots[i:j],
-            dsum_ND[i:j],
-            summed,
-            dx_ND[i:j],
-            dweight[i // parts : -(-j // parts)],
-        ),
-        parts,
-    )
-    return dx, dweight_PD.sum(0)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -249,7 +252,7 @@ class _SwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        return swiglu_gradients(dy, gate, up)
+        return swiglu_gradients(dy.clone(memory_format=torch.contiguous_format), gate, up)
 
 
 class _GELU(torch.autograd.Function):

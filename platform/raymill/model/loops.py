@@ -151,11 +151,12 @@ def swiglu(gate_N: Array, up_N: Array, y_N: Array) -> None:
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=_SUMS)
 def swiglu_backward(dy_N: Array, gate_N: Array, up_N: Array, dgate_N: Array, dup_N: Array) -> None:
+    """dgate may be dy."""
     for i in range(gate_N.shape[0]):
-        gate = gate_N[i]
+        gate, dy = gate_N[i], dy_N[i]
         share = _ONE / (_ONE + _exp(-gate))
-        dup_N[i] = dy_N[i] * gate * share
-        dgate_N[i] = dy_N[i] * up_N[i] * share * (_ONE + gate * (_ONE - share))
+        dup_N[i] = dy * gate * share
+        dgate_N[i] = dy * up_N[i] * share * (_ONE + gate * (_ONE - share))
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=_SUMS)

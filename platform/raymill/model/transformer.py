@@ -19,7 +19,7 @@ from raymill.model import kernels
 from raymill.model.attention import attend
 from raymill.model.config import InitConfig, ModelConfig
 from raymill.model.initialize import initialize
-from raymill.model.linear import Linear, swiglu_linear
+from raymill.model.linear import Linear, is_hooked, joins_norm, norm_linears, swiglu_linear
 from raymill.model.rope import rotary_tables
 
 Objective = Callable[[Tensor, nn.Linear], Tensor]
@@ -75,10 +75,17 @@ class Attention(nn.Module):
         self.o_proj = Linear(config.num_heads * width, dim, bias=config.output_bias)
 
     def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, documents_BT: Tensor | None) -> Tensor:
-        batch, length, _ = x_BTD.shape
-        q_BTHC = self.q_proj(x_BTD).view(batch, length, -1, self.head_width)
-        k_BTKC = self.k_proj(x_BTD).view(batch, length, -1, self.head_width)
-        v_BTKC = self.v_proj(x_BTD).view(batch, length, -1, self.head_width)
+        projected = tuple(layer(x_BTD) for layer in self.readers())
+        return self.mix(projected, cos_TC, sin_TC, documents_BT)
+
+    def readers(self) -> tuple[Linear, ...]:
+        """The layers that read the normed input."""
+        return self.q_proj, self.k_proj, self.v_proj
+
+    def mix(self, projected: tuple[Tensor, ...], cos_TC: Tensor, sin_TC: Tensor, documents_BT: Tensor | None) -> Tensor:
+        """What follows on queries, keys and values."""
+        batch, length, _ = projected[0].shape
+        q_BTHC, k_BTKC, v_BTKC = (part.view(batch, length, -1, self.head_width) for part in projected)
         q_BTHC, k_BTKC = self.turn(q_BTHC, k_BTKC, cos_TC, sin_TC)
         y_BTHC = self.attend(q_BTHC, k_BTKC, v_BTKC, documents_BT=documents_BT, window=self.window)
         y_BTD: Tensor = self.o_proj(y_BTHC.reshape(batch, length, -1))
@@ -132,8 +139,16 @@ class GatedFeedForward(nn.Module):
         self.down_proj = Linear(config.hidden_dim, config.model_dim, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate_BTF, up_BTF = self.gate_proj(x_BTD), self.up_proj(x_BTD)
-        if self.down_proj.bare:
+        return self.mix(tuple(layer(x_BTD) for layer in self.readers()))
+
+    def readers(self) -> tuple[Linear, ...]:
+        """The layers that read the normed input."""
+        return self.gate_proj, self.up_proj
+
+    def mix(self, projected: tuple[Tensor, ...]) -> Tensor:
+        """What follows on gate and up."""
+        gate_BTF, up_BTF = projected
+        if getattr(self.down_proj, "bare", False):
             return swiglu_linear(gate_BTF, up_BTF, self.down_proj.weight)
         y_BTD: Tensor = self.down_proj(kernels.swiglu(gate_BTF, up_BTF))
         return y_BTD
@@ -151,9 +166,32 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, documents_BT: Tensor | None) -> Tensor:
+        if self._leaves_norms(x_BTD):
+            return self._forward_lean(x_BTD, cos_TC, sin_TC, documents_BT)
         y_BTD = self.self_attn(self.input_layernorm(x_BTD), cos_TC, sin_TC, documents_BT)
         x_BTD, normed_BTD = self.post_attention_layernorm.add(x_BTD, self.dropout(y_BTD))
         out_BTD: Tensor = x_BTD + self.dropout(self.mlp(normed_BTD))
+        return out_BTD
+
+    def _leaves_norms(self, x_BTD: Tensor) -> bool:
+        """Whether norms can be joined to the layers that read them: nothing stands between or listens."""
+        norm, after, mlp = self.input_layernorm, self.post_attention_layernorm, self.mlp
+        if not isinstance(mlp, GatedFeedForward) or any(map(is_hooked, (norm, after, self.self_attn, mlp))):
+            return False
+        return joins_norm(x_BTD, norm.weight, self.self_attn.readers()) and joins_norm(
+            x_BTD, after.weight, mlp.readers()
+        )
+
+    def _forward_lean(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, documents_BT: Tensor | None) -> Tensor:
+        """The same without keeping either norm's output."""
+        norm, after, mlp = self.input_layernorm, self.post_attention_layernorm, self.mlp
+        assert isinstance(mlp, GatedFeedForward)
+        _, projected = norm_linears(x_BTD, None, norm.weight, norm.eps, self.self_attn.readers())
+        y_BTD = self.self_attn.mix(projected, cos_TC, sin_TC, documents_BT)
+        del projected
+        x_BTD, projected = norm_linears(x_BTD, self.dropout(y_BTD), after.weight, after.eps, mlp.readers())
+        del y_BTD
+        out_BTD: Tensor = x_BTD + self.dropout(mlp.mix(projected))
         return out_BTD
 
 

@@ -76,15 +76,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     dx_ND[chunk] = multiply(slopes_NV, weight)
                 if dweight_VD is not None:
                     _add_product(dweight_VD, slopes_NV.t(), x[chunk])
-        ctx.save_for_backward(dx_ND, dweight_VD)
+        ctx.gradients = dx_ND, dweight_VD
         return losses_N.sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        dx_ND, dweight_VD = ctx.saved_tensors
-        dx = None if dx_ND is None else dx_ND * dloss.to(dx_ND.dtype)
-        dweight = None if dweight_VD is None else dweight_VD * dloss.to(dweight_VD.dtype)
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of a loss were asked for twice")
+        dx_ND, dweight_VD = ctx.gradients
+        ctx.gradients = None  # scaled where they are, so that no second copy stands beside all activations
+        dx = None if dx_ND is None else dx_ND.mul_(dloss.to(dx_ND.dtype))
+        dweight = None if dweight_VD is None else dweight_VD.mul_(dloss.to(dweight_VD.dtype))
         return dx, dweight, None
 
 

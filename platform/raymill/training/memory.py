@@ -24,9 +24,9 @@ from raymill.training.config import TrainingConfig
 
 Device = Literal["cpu", "cuda"]
 
-PROCESS_BYTES: dict[Device, int] = {"cpu": 457_000_000, "cuda": 600_000_000}
-"""A process that trains next to nothing. cpu: python 5 %, torch and what it loads as it steps 55 %, numba and its loops
-40 %, resident; cuda: the driver's context and the matrix library's workspace, on the GPU."""
+PROCESS_BYTES: dict[Device, int] = {"cpu": 387_000_000, "cuda": 600_000_000}
+"""A process that trains next to nothing. cpu: python 6 %, torch and what it loads as it steps 48 %, numba and its loops
+46 %, resident; cuda: the driver's context and the matrix library's workspace, on the GPU."""
 _HEAP_SHARE: dict[Device, float] = {"cpu": 0.15, "cuda": 0.05}
 """What lies unused between tensors that live longer and shorter, of all that a step holds. cpu: between none and 0.47
 where it was measured, the more the smaller the model; a heap that loses nothing (every tensor over 1 MB mapped by itself)
@@ -35,8 +35,6 @@ _FP32 = 4
 _HALF = 2
 _LOSS_ROWS = 256
 """Rows of logits that the loss has at once (training/losses.py)."""
-_BLOCK = 64
-"""Queries whose attention is computed at once (model/attention.py)."""
 _SCORED_ROWS = 2048
 """Rows of logits that a validation normalises at once (evaluation/perplexity.py)."""
 
@@ -186,9 +184,9 @@ class _Held:
         return flying * blocks + passing + 2 * stream
 
     def logits(self) -> int:
-        """Rows of logits while gradients are made of them; then those gradients, twice while they are scaled."""
+        """Rows of logits while gradients are made of them, and those gradients."""
         made = self._rows * self._model.model_dim * _FP32 + self._embeddings * _FP32
-        return made + max(min(self._rows, _LOSS_ROWS) * self._vocab_size * _FP32, made)
+        return made + min(self._rows, _LOSS_ROWS) * self._vocab_size * _FP32
 
     def update(self) -> int:
         """muon: every update, and what it is made from; lion: that of one tensor."""
@@ -218,24 +216,17 @@ class _Held:
         }[optimizer.name]
 
     def _kept_by_a_block(self) -> int:
-        """Inputs of both norms (fp32) and of the matrices, queries, keys, values and what attention made of them."""
+        """Inputs of both norms (fp32) and of the matrices, queries, keys, values and what attention made of them.
+
+        What reads a norm's output makes it again on a CPU (model/linear.py).
+        """
         model, dim = self._model, self._model.model_dim
         turned = self._queries + self._keys
-        met = turned + self._keys
-        numbers = 2 * dim + met + self._queries + (turned if model.qk_norm else 0)
-        numbers += (3 if model.gated else 2) * self._hidden
-        if self._device == "cpu":
-            numbers += self._probabilities(met)
+        again = self._device == "cpu" and model.gated and not self._half and self._config.layout.tensor == 1
+        numbers = (0 if again else 2 * dim) + turned + self._keys + self._queries
+        numbers += turned if model.qk_norm else 0
+        numbers += (3 if model.gated and not again else 2) * self._hidden
         return self._rows * (2 * dim * _FP32 + numbers * self._width)
-
-    def _probabilities(self, met: int) -> int:
-        """Attention's, per position, kept while they are no more than queries, keys and values (model/attention.py).
-
-        Which documents meet in a batch nobody knows ahead: as many as are kept at most.
-        """
-        seen = min(self._model.sliding_window or self._length, self._length)
-        numbers = self._model.num_heads // self._config.layout.tensor * (seen + _BLOCK) // 2
-        return min(numbers, met) if numbers <= met or self._config.mask_documents else 0
 
 
 def _sums_held(num_microbatches: int) -> int:
