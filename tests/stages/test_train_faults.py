@@ -40,12 +40,12 @@ JOB = f"""
 name: faults
 start_from: TOKENS
 train:
-  num_workers: WORKERS
+  num_workers: 1
   model: {{num_layers: 1, model_dim: 32, num_heads: 2, num_kv_heads: 1, hidden_dim: 48, max_seq_len: 32, dropout: 0.1}}
   optimizer: {{name: muon}}
   ema_decay: 0.9
   steps: {STEPS}
-  global_batch_size: 8
+  global_batch_size: BATCH
   microbatch_size: 4
   checkpoint_every_steps: {EVERY}
   validate_every_steps: 10
@@ -94,10 +94,10 @@ def order_of(storage: Path) -> dict[str, str]:
 class Place:
     """A job of one worker, and what its undisturbed run makes."""
 
-    def __init__(self, folder: Path, tokens: Artifact) -> None:
+    def __init__(self, folder: Path, tokens: Artifact, batch: int = 8) -> None:
         self.folder = folder
         self.job = folder / "job.yaml"
-        self.job.write_text(JOB.replace("TOKENS", str(tokens.path)).replace("WORKERS", "1"))
+        self.job.write_text(JOB.replace("TOKENS", str(tokens.path)).replace("BATCH", str(batch)))
         self.whole = folder / "whole"
         self.whole.mkdir()
         whole = self.attempt(self.whole)
@@ -105,7 +105,7 @@ class Place:
         self.points: int = json.loads(whole.out.splitlines()[-1])["points"]
         self.found = found_in(self.whole)
         self.order = order_of(self.whole)
-        assert len(self.found.curves[0]) == STEPS and len(self.order) == 2 * STEPS
+        assert len(self.found.curves[0]) == STEPS and len(self.order) == batch // 4 * STEPS
 
     def attempt(self, storage: Path, *trouble: object) -> Ended:
         command = [sys.executable, str(ATTEMPT), str(self.job), str(storage), "0", *map(str, trouble)]
@@ -129,9 +129,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, tokens: Artifact) -> Place:
 
 def check_kills(place: Place, storage: Path, *kills: tuple[object, ...]) -> None:
     """Killed at each of these points in turn, the next attempt ends as if nothing had been."""
-    for kill in kills:
+    for number, kill in enumerate(kills):
         killed = place.attempt(storage, *kill)
-        assert killed.code in (-signal.SIGKILL, 0), killed.err  # 0: what was left had fewer points
+        ended = (-signal.SIGKILL, 0) if number else (-signal.SIGKILL,)  # 0: what was left had fewer points
+        assert killed.code in ended, killed.err
     ended = place.attempt(storage)
     assert ended.code == 0, ended.err
     assert "passed over" not in ended.err, "what a kill leaves has never the name of a checkpoint"
@@ -171,7 +172,7 @@ def test_killed_at_more_random_points(place: Place, tmp_path: Path, seed: int) -
     draw = random.Random(seed)
     kills: list[tuple[object, ...]] = []
     for _ in range(1 + seed // 2 % 2):
-        kills.append(kill_in_a_save(draw) if seed % 2 else (draw.randint(1, place.points), "kill"))
+        kills.append(kill_in_a_save(draw) if seed % 2 else (draw.randint(1, place.points - 5), "kill"))
     check_kills(place, tmp_path / "run", *kills)
 
 
@@ -364,6 +365,12 @@ def check_refused(ended: Ended, words: str) -> None:
     assert ended.code == 1 and words in ended.err and "Traceback" not in ended.err, ended.err
 
 
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory, tokens: Artifact) -> Place:
+    """A run of seconds: Ray takes one to see that a part of it is dead."""
+    return Place(tmp_path_factory.mktemp("long"), tokens, batch=64)
+
+
 class Command:
     """The command a user types, with a Ray of its own, on this many cores."""
 
@@ -435,41 +442,43 @@ WORKER = "ray::.*RayTrainWorker"
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("victim", ["command", "worker", "raylet"])
-def test_killed_as_users_run_it(place: Place, tmp_path: Path, seed: int, victim: str) -> None:
+def test_killed_as_users_run_it(long: Place, tmp_path: Path, seed: int, victim: str) -> None:
     """Two workers. A killed one costs nothing but time; where the command or its Ray is killed, it is typed again."""
     draw = random.Random(seed)
     storage = tmp_path / "run"
     storage.mkdir()
-    with Command(place, storage, 2) as command:
-        command.wait_for(draw.randint(1, STEPS - 5))
+    with Command(long, storage, 2) as command:
+        command.wait_for(draw.randint(1, STEPS - 15))
         time.sleep(draw.uniform(0, 0.05))
         workers = command.processes(WORKER)
         assert len(workers) == 2
         victims = {"command": [command.pid], "worker": workers, "raylet": command.processes(r"\S*/raylet/raylet ")}
         os.kill(draw.choice(victims[victim]), signal.SIGKILL)
-        if victim == "worker":
-            command.finish()
-        elif victim == "raylet":
-            assert command.end().code
-    if victim != "worker":
-        with Command(place, storage, 2) as command:
+        ended = command.end()
+        assert ended.code == 0 or victim != "worker", ended.err
+    if ended.code:  # a raylet is missed after a second, in which the last step may be done
+        with Command(long, storage, 2) as command:
             assert "passed over" not in command.finish()
-    place.check_finished(storage)
+    long.check_finished(storage)
 
 
 @pytest.mark.chaos
-def test_one_worker_then_two_then_one(place: Place, tmp_path: Path) -> None:
-    """The command is killed twice, and typed again where there are other cores."""
+def test_one_worker_then_two_then_one(long: Place, tmp_path: Path) -> None:
+    """All of the command is killed twice, and it is typed again where there are other cores."""
     storage = tmp_path / "run"
     storage.mkdir()
-    for cores, step in ((1, 8), (2, 23)):
-        with Command(place, storage, cores) as command:
+    for cores, step in ((1, 8), (2, 25)):
+        with Command(long, storage, cores) as command:
             command.wait_for(step)
-            assert len(command.processes(WORKER)) == cores
-            os.kill(command.pid, signal.SIGKILL)
-    with Command(place, storage, 1) as command:
+            found = command.processes("")
+            workers = command.processes(WORKER)
+            for pid in found:  # workers would go on for a second after their command
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            assert len(workers) == cores
+    with Command(long, storage, 1) as command:
         command.finish()
-    place.check_finished(storage)
+    long.check_finished(storage)
 
 
 @pytest.mark.chaos
