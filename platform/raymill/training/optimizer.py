@@ -17,7 +17,6 @@ from torch import nn
 from raymill.training.adamw import AdamW
 from raymill.training.config import OptimizerConfig
 from raymill.training.lion import Lion
-from raymill.training.muon import Muon
 
 
 def build_optimizer(
@@ -46,6 +45,8 @@ def build_optimizer(
     ]
     betas = (config.beta1, config.beta2)
     if config.name == "muon":
+        from raymill.training.muon import Muon  # brings DTensor and sympy, 34 MB
+
         return Muon(groups, momentum=config.momentum, betas=betas, eps=config.eps, group=group)
     if config.name == "lion":
         return Lion(groups, betas=betas)
