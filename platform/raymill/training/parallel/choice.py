@@ -10,6 +10,7 @@ from raymill.model.int8 import convert, supports_int8
 from raymill.model.transformer import Transformer
 from raymill.training.config import TrainingConfig
 from raymill.training.parallel.placement import Placement
+from raymill.training.parallel.replicated import Replicated
 from raymill.training.parallel.worker import Worker
 
 
@@ -30,8 +31,6 @@ def placement_for(config: TrainingConfig, model: Transformer, worker: Worker) ->
         for block in model.model.layers:
             block.compile()
     if config.layout.data == "ddp" and config.layout.model_size == 1:
-        from raymill.training.parallel.replicated import Replicated
-
         return Replicated(model, worker, config)
     from raymill.training.parallel.composed import Composed  # FSDP, DTensor and pipelining take a second to import
 
@@ -41,14 +40,17 @@ def placement_for(config: TrainingConfig, model: Transformer, worker: Worker) ->
 def tolerance_of(config: TrainingConfig, device: torch.device) -> float:
     """What `placement_for` will say of the placement it builds."""
     if config.layout.data == "ddp" and config.layout.model_size == 1:
-        return 0.0
+        return Replicated.tolerance_on(device)
     from raymill.training.parallel.composed import tolerance
 
     return tolerance(config, device)
 
 
 def check_placement(config: TrainingConfig, worker: Worker) -> None:
-    """UsageError unless these workers can hold the layout and compute in its precision."""
+    """UsageError unless these workers can hold the layout and compute in its precision.
+
+    Where there is no GPU here, as for who places the workers, what theirs can do is left to them.
+    """
     config.check_layout(worker.world_size)
     layout = config.layout
     readers = worker.world_size // layout.model_size
@@ -76,7 +78,8 @@ def check_placement(config: TrainingConfig, worker: Worker) -> None:
 
 
 def _check_fp8(config: TrainingConfig, device: torch.device) -> None:
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < CAPABILITY:
+    here = device.type == "cuda" and torch.cuda.is_available()
+    if device.type != "cuda" or (here and torch.cuda.get_device_capability(device) < CAPABILITY):
         raise UsageError(
             f"train.precision fp8 needs a GPU of compute capability {CAPABILITY[0]}.{CAPABILITY[1]} or newer",
             why=f"this worker computes on {device}",
