@@ -159,9 +159,17 @@ def norm_rotate(
 
 
 def is_plain(*tensors: Tensor) -> bool:
-    """Whether all are ordinary fp32 tensors in a CPU's memory, run now rather than traced by a compiler."""
-    return not torch.compiler.is_compiling() and all(
-        type(tensor) in _PLAIN and tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors
+    """Whether all are ordinary fp32 tensors in a CPU's memory, run now rather than traced by a compiler.
+
+    None is under autocast: it would make the products inside a compiled path bf16.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and all(
+            type(tensor) in _PLAIN and tensor.device.type == "cpu" and tensor.dtype == torch.float32
+            for tensor in tensors
+        )
     )
 
 

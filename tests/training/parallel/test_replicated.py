@@ -153,3 +153,19 @@ def test_one_microbatch_adds_nothing() -> None:
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.contiguous().view(torch.int32), other.contiguous().view(torch.int32))
+
+
+def test_a_cpu_trains_in_bf16_at_a_width_that_compiled_paths_take() -> None:
+    shape = ModelConfig(num_layers=2, model_dim=256, num_heads=4, num_kv_heads=2, hidden_dim=512, max_seq_len=64)
+    ids_BT = torch.arange(4 * 65).view(4, 65) * 7 % VOCAB
+    rows = Batch(ids_BT[:, :-1], ids_BT[:, 1:], torch.zeros(4, 64, dtype=torch.int64))
+    steps = []
+    for precision in ("fp32", "bf16"):
+        config = TrainingConfig(model=shape, global_batch_size=4, microbatch_size=4, precision=precision)
+        model = Transformer(shape, VOCAB)
+        model.initialize(0)
+        placement = Replicated(model, ALONE, config)
+        loss = placement.backward(iter([rows]), 4 * 64, 0).item()
+        steps.append([loss, placement.gradient_norm().item()])
+    assert steps[1] == pytest.approx(steps[0], rel=0.02)
+    assert steps[1] != steps[0]
