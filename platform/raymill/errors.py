@@ -15,10 +15,14 @@ Anything else that reaches the user is a bug of ours and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
 
 
 class RaymillError(Exception):
@@ -100,6 +104,18 @@ class RequestError(RaymillError):
 
 class QualityError(RaymillError):
     pass
+
+
+def refused_write(stage: str, error: OSError, folder: Path) -> MachineError | None:
+    """What the machine refused a stage that writes below `folder`; None where that is no matter of the machine."""
+    if error.errno not in _REFUSALS:
+        return None
+    return MachineError(
+        f"{stage} could not write",
+        where=str(error.filename or folder),
+        why=error.strerror,
+        fix="free space or mend the folder's rights, then run the same command again: it continues",
+    )
 
 
 def error_to_json(error: RaymillError) -> str:

@@ -7,7 +7,6 @@ setting reruns its stage and all after it, and there is no other bookkeeping.
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pydantic import Field, model_validator
 from raymill import __version__, config
 from raymill.artifact import MANIFEST, Artifact, Draft, Kind, open_artifact, write_atomic
 from raymill.cluster.config import ClusterConfig
-from raymill.errors import MachineError, UsageError
+from raymill.errors import UsageError, refused_write
 from raymill.runs import artifacts, clear_live, locked, write_live
 from raymill.stages.compress import Config as CompressConfig
 from raymill.stages.contract import STAGE_NAMES, Inputs, Stage, stage_module
@@ -37,8 +36,6 @@ from raymill.telemetry.progress import Progress
 
 if TYPE_CHECKING:
     from raymill.cluster.session import Cluster
-
-_MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
 
 
 class Job(config.Config):
@@ -253,14 +250,10 @@ def _run_step(job: Job, step: Step, made: Mapping[Path, Artifact], cluster: Clus
     try:
         return step.stage.run(job.of(step.name), Inputs(artifacts, draft, folder, progress), cluster)
     except OSError as error:
-        if error.errno not in _MACHINE_ERRORS:
+        refused = refused_write(step.name, error, draft.path)
+        if refused is None:
             raise
-        raise MachineError(
-            f"{step.name} could not write",
-            where=str(error.filename or draft.path),
-            why=error.strerror,
-            fix="free space or mend the folder's rights, then run the same command again: it continues",
-        ) from error
+        raise refused from error
     finally:
         progress.close()
         if draft.path.exists():

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from raymill.artifact import Artifact, Kind, write_atomic
 from raymill.cluster.config import Role, RoleName
 from raymill.cluster.interruptible import run_interruptible
-from raymill.errors import MachineError, RaymillError, UsageError, error_from_json, error_to_json
+from raymill.errors import MachineError, RaymillError, UsageError, error_from_json, error_to_json, refused_write
 from raymill.model.files import CONFIG, TOKENIZER, WEIGHTS
 from raymill.stages.contract import Demand, Inputs
 from raymill.training.config import LayoutConfig, TrainingConfig
@@ -39,6 +39,8 @@ ROLE: RoleName = "train"
 LIVE = False
 
 _ERROR = "error.json"
+_ROOM = "room"
+"""Kept so that an error can be written down where the disk is full."""
 _NOTES = "notes.txt"
 _RAY_BYTES = 132_000_000
 """What Ray Train adds to a worker's process."""
@@ -152,6 +154,7 @@ def _train(config: Config, tokens: Path, start: Path | None, inputs: Inputs, clu
     work = inputs.draft.work
     (work / _ERROR).unlink(missing_ok=True)
     (work / _NOTES).unlink(missing_ok=True)
+    write_atomic(work / _ROOM, bytes(8192))
     role = cluster.config.roles.train
     settings = {
         "config": config.model_dump(mode="json"),
@@ -307,8 +310,11 @@ def work_as_worker(settings: dict[str, Any]) -> None:
     hooks = Hooks(validate=validator(config, tokens, worker.device), warn=_Notes(work).add)
     try:
         train(config, tokens, work, worker, hooks, start)
-    except RaymillError as error:
-        write_atomic(work / _ERROR, error_to_json(error))
+    except (RaymillError, OSError) as error:
+        told = error if isinstance(error, RaymillError) else refused_write("train", error, work)
+        if told is not None:
+            (work / _ROOM).unlink(missing_ok=True)
+            write_atomic(work / _ERROR, error_to_json(told))
         raise
 
 
