@@ -30,7 +30,7 @@ def test_it_takes_the_steps_of_torchs_own_to_the_bit() -> None:
         assert all(torch.equal(ours.state[mine][key], value) for key, value in torchs.state[other].items())
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lion", "muon"])
 def test_a_step_leaves_torchs_compiler_unloaded(name: str) -> None:
     program = """
 import sys

@@ -7,7 +7,6 @@ vectors (norms, biases) never are. What an optimizer keeps stands in `state[para
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import nn
 from raymill.training.adamw import AdamW
 from raymill.training.config import OptimizerConfig
 from raymill.training.lion import Lion
+from raymill.training.sgd import SGD
 
 
 def build_optimizer(
@@ -51,7 +51,7 @@ def build_optimizer(
     if config.name == "lion":
         return Lion(groups, betas=betas)
     if config.name == "sgd":
-        return DecoupledSGD(groups, momentum=config.momentum)
+        return SGD(groups, momentum=config.momentum)
     return AdamW(groups, betas=betas, eps=config.eps)
 
 
@@ -59,23 +59,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, scale: float) -> None:
     """Gives every group this fraction of its peak rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * scale
-
-
-class DecoupledSGD(torch.optim.SGD):
-    """SGD with Nesterov momentum; torch's own adds weight decay to the gradient, this one takes it off the weights."""
-
-    def __init__(self, groups: Iterable[dict[str, Any]], *, momentum: float) -> None:
-        groups = [{**group, "decay": group["weight_decay"], "weight_decay": 0.0} for group in groups]
-        super().__init__(groups, momentum=momentum, nesterov=momentum > 0, fused=True)
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        assert closure is None
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if group["decay"] and parameter.grad is not None:
-                    parameter.mul_(1 - group["lr"] * group["decay"])
-        super().step()
 
 
 def _by_mesh(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:

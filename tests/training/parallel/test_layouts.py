@@ -79,6 +79,10 @@ def cases(layouts: dict[str, dict[str, Any]]) -> dict[str, TrainingConfig]:
     if "fsdp" in layouts:
         found["fsdp, muon"] = settings("llama", layouts["fsdp"], optimizer={"name": "muon", "learning_rate": 0.003})
         found["tensor, muon"] = settings("llama", layouts["tensor"], optimizer={"name": "muon", "learning_rate": 0.003})
+        for name, rate in (("sgd", 0.1), ("lion", 0.001)):
+            optimizer = {"name": name, "learning_rate": rate}
+            found[f"fsdp, {name}"] = settings("llama", layouts["fsdp"], optimizer=optimizer)
+            found[f"tensor, {name}"] = settings("llama", layouts["tensor"], optimizer=optimizer)
         again = {"activation_checkpointing": True}
         found["fsdp, activation checkpointing"] = settings("llama", layouts["fsdp"], **again)
         found["pipeline, activation checkpointing"] = settings("llama", layouts["pipeline"], **again)
