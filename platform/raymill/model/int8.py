@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from raymill.model.kernels import array, is_plain, split_rows
+from raymill.model.kernels import array, is_plain, split_rows, weight_array
 from raymill.model.linear import Linear
 
 
@@ -91,7 +91,7 @@ def _round_rows(x_NI: Tensor) -> tuple[Tensor, Tensor]:
 
     x_NI = x_NI.contiguous()
     q_NI, scales_N = torch.empty_like(x_NI, dtype=torch.int8), torch.empty(len(x_NI))
-    x, q, scales = array(x_NI), array(q_NI), array(scales_N)
+    x, q, scales = weight_array(x_NI), array(q_NI), array(scales_N)
     split_rows(x.shape, lambda i, j: int8_loops.quantize_rows(x[i:j], q[i:j], scales[i:j]))
     return q_NI, scales_N
 
@@ -102,7 +102,7 @@ def _round_columns(x_NI: Tensor) -> tuple[Tensor, Tensor]:
 
     x_NI = x_NI.contiguous()
     q_NI, scales_I = torch.empty_like(x_NI, dtype=torch.int8), torch.empty(x_NI.shape[1])
-    int8_loops.quantize_columns(array(x_NI), array(q_NI), array(scales_I))
+    int8_loops.quantize_columns(weight_array(x_NI), array(q_NI), array(scales_I))
     return q_NI, scales_I
 
 
@@ -111,7 +111,7 @@ def _scale(sums_NO: Tensor, scales_N: Tensor, scales_O: Tensor, bias_O: Tensor |
     from raymill.model import int8_loops
 
     y_NO = torch.empty(sums_NO.shape)
-    bias = array(torch.zeros_like(scales_O) if bias_O is None else bias_O)
+    bias = weight_array(torch.zeros_like(scales_O) if bias_O is None else bias_O)
     sums, rows, columns, y = array(sums_NO), array(scales_N), array(scales_O), array(y_NO)
     split_rows(y.shape, lambda i, j: int8_loops.scale_sums(sums[i:j], rows[i:j], columns, bias, y[i:j]))
     return y_NO

@@ -20,6 +20,7 @@ from raymill.config import override
 from raymill.dataset.loader import IGNORE, Batch
 from raymill.errors import UsageError
 from raymill.model.config import Architecture, ModelConfig
+from raymill.model.int8 import supports_int8
 from raymill.model.transformer import Transformer
 from raymill.training.config import LayoutConfig, TrainingConfig
 from raymill.training.optimizer import build_optimizer
@@ -87,6 +88,8 @@ def cases(layouts: dict[str, dict[str, Any]]) -> dict[str, TrainingConfig]:
         found["fsdp, activation checkpointing"] = settings("llama", layouts["fsdp"], **again)
         found["pipeline, activation checkpointing"] = settings("llama", layouts["pipeline"], **again)
         dropped = settings("llama", layouts["tensor"], optimizer={"learning_rate": 0.001})
+        if supports_int8():
+            found["fsdp, int8"] = settings("gpt2", layouts["fsdp"], precision="int8")
         found["tensor, dropout"] = override(dropped, {"model": {"dropout": 0.2}})
     return found
 
