@@ -310,6 +310,7 @@ def compare(case: str, outcomes: dict[str, Outcome | str], expected: Outcome) ->
     ("layout", "more", "what"),
     [
         ({"pipeline": 2}, {"microbatch_size": 8}, "1 microbatches do not fill 2 pipeline stages"),
+        ({}, {"precision": "int8", "compile": True}, "int8 does not go with train.compile"),
         ({"data": "fsdp"}, {"precision": "fp8"}, "fp8 needs a GPU of compute capability 8.9"),
     ],
 )

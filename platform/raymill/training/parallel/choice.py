@@ -67,6 +67,12 @@ def check_placement(config: TrainingConfig, worker: Worker) -> None:
             f"train.precision {config.precision} does not go with train.layout.tensor {layout.tensor}",
             fix="set train.layout.tensor to 1, or leave train.precision out",
         )
+    if config.precision == "int8" and config.compile:
+        raise UsageError(
+            "train.precision int8 does not go with train.compile",
+            why="a compiler sees the matrices in fp32 only",
+            fix="set train.compile to false, or leave train.precision out",
+        )
     if config.precision == "int8" and (worker.device.type != "cpu" or not supports_int8()):
         raise UsageError(
             "train.precision int8 needs a CPU with VNNI",
