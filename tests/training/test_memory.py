@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from raymill.config import override
+from raymill.errors import UsageError
 from raymill.model.config import ModelConfig
 from raymill.training.config import TrainingConfig
-from raymill.training.memory import MemoryPrediction, advise, describe, predict, resident_bytes
+from raymill.training.memory import LOSS_ROWS, MemoryPrediction, advise, describe, predict
 
 TRAINS = """
 import json, sys
@@ -168,15 +169,16 @@ def test_a_block_keeps_what_autograd_says_it_keeps(architecture: str) -> None:
 
 
 def test_sharding_and_splitting_lower_what_a_worker_holds() -> None:
-    whole = parts(CONFIG)
-    sharded = parts(override(CONFIG, {"layout": {"data": "fsdp"}}), 4)
+    config = override(CONFIG, {"model": {"hidden_dim": 1376}})
+    whole = parts(config)
+    sharded = parts(override(config, {"layout": {"data": "fsdp"}}), 4)
     assert sharded.optimizer_bytes == whole.optimizer_bytes // 4
     assert sharded.weights_bytes < whole.weights_bytes
-    tensor = parts(override(CONFIG, {"layout": {"tensor": 2}}), 2)
+    tensor = parts(override(config, {"layout": {"tensor": 2}}), 2)
     assert tensor.weights_bytes < 0.7 * whole.weights_bytes and tensor.activations_bytes < 0.9 * whole.activations_bytes
-    context = parts(override(CONFIG, {"layout": {"context": 2}}), 2)
+    context = parts(override(config, {"layout": {"context": 2}}), 2)
     assert context.activations_bytes < 0.7 * whole.activations_bytes
-    staged = parts(override(CONFIG, {"layout": {"pipeline": 2}}), 2)
+    staged = parts(override(config, {"layout": {"pipeline": 2}}), 2)
     assert staged.weights_bytes < 0.7 * whole.weights_bytes
 
 
@@ -227,8 +229,15 @@ def test_the_description_names_the_largest_part_first() -> None:
     assert "weights 117 MB" in told and "ema" not in told
 
 
-def test_resident_memory_grows_with_what_is_held() -> None:
-    before = resident_bytes()
-    held = bytearray(b"x" * 50_000_000)
-    assert 40_000_000 < resident_bytes() - before < 80_000_000
-    del held
+def test_the_loss_holds_as_many_rows_of_logits_as_the_prediction_counts() -> None:
+    from raymill.training.losses import CHUNK_ROWS, GPU_CHUNK_ROWS
+
+    assert LOSS_ROWS == {"cpu": CHUNK_ROWS, "cuda": GPU_CHUNK_ROWS}
+    wider = {device: predict(CONFIG, VOCAB + 1, 1, device).logits_bytes for device in LOSS_ROWS}
+    column = {device: wider[device] - predict(CONFIG, VOCAB, 1, device).logits_bytes for device in LOSS_ROWS}
+    assert column["cuda"] - column["cpu"] == 4 * (3 * GPU_CHUNK_ROWS - CHUNK_ROWS)
+
+
+def test_a_layout_wider_than_the_workers_is_refused_in_words() -> None:
+    with pytest.raises(UsageError, match="num_workers 1 is not a multiple of"):
+        parts(override(CONFIG, {"layout": {"tensor": 2}}), 1)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from raymill.errors import UsageError
@@ -33,8 +32,11 @@ where it was measured, the more the smaller the model; a heap that loses nothing
 costs 12 % of the speed. cuda: not measured."""
 _FP32 = 4
 _HALF = 2
-_LOSS_ROWS = 256
-"""Rows of logits that the loss has at once (training/losses.py)."""
+LOSS_ROWS: dict[Device, int] = {"cpu": 256, "cuda": 4096}
+"""Rows of logits that the loss has at once (training/losses.py, which would bring torch)."""
+_LOSS_TENSORS: dict[Device, int] = {"cpu": 1, "cuda": 3}
+"""fp32 tensors of those rows. cpu: slopes are written over the logits; cuda, bf16: 2 + 4 bytes for
+logits, 4 + 2 for slopes."""
 _SCORED_ROWS = 2048
 """Rows of logits that a validation normalises at once (evaluation/perplexity.py)."""
 
@@ -86,7 +88,11 @@ class MemoryPrediction:
 def predict(
     config: TrainingConfig, vocab_size: int, num_workers: int, device: Device, process_bytes: int | None = None
 ) -> MemoryPrediction:
-    """The peak of the worker that needs most. process_bytes: where the process holds more than PROCESS_BYTES says."""
+    """The peak of the worker that needs most. process_bytes: where the process holds more than PROCESS_BYTES says.
+
+    UsageError where the layout does not divide over the workers.
+    """
+    config.check_layout(num_workers)
     held = _Held(config, vocab_size, num_workers, device)
     return MemoryPrediction(
         process_bytes=PROCESS_BYTES[device] if process_bytes is None else process_bytes,
@@ -186,7 +192,8 @@ class _Held:
     def logits(self) -> int:
         """Rows of logits while gradients are made of them, and those gradients."""
         made = self._rows * self._model.model_dim * _FP32 + self._embeddings * _FP32
-        return made + min(self._rows, _LOSS_ROWS) * self._vocab_size * _FP32
+        chunk = min(self._rows, LOSS_ROWS[self._device]) * self._vocab_size * _FP32
+        return made + _LOSS_TENSORS[self._device] * chunk
 
     def update(self) -> int:
         """muon: every update, and what it is made from; lion: that of one tensor."""
@@ -313,16 +320,6 @@ def _changed(
     except UsageError:
         return None
     return changes, changed
-
-
-def resident_bytes() -> int:
-    """What this process holds in memory now."""
-    status = Path("/proc/self/statm")
-    if not status.exists():  # macOS has only the peak
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(status.read_bytes().split()[1]) * 4096
 
 
 def _words(size_bytes: int) -> str:
