@@ -121,5 +121,9 @@ def test_a_killed_replica_keeps_its_counts_and_loses_its_gauges(replicas):
     assert seen[("raymill_replicas_wanted",)] == 2
 
 
-def test_memory_is_plausible():
-    assert 10 * 2**20 < resident_bytes() < 100 * 2**30
+def test_memory_grows_with_what_is_held():
+    before = resident_bytes()
+    held = bytearray(b"x" * 50_000_000)
+    assert 10_000_000 < before < 100 * 2**30
+    assert 40_000_000 < resident_bytes() - before < 80_000_000
+    del held

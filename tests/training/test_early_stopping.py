@@ -1,5 +1,5 @@
 from raymill.training.config import EarlyStoppingConfig
-from raymill.training.early_stopping import best_step, should_stop
+from raymill.training.early_stopping import should_stop
 
 
 def history(*losses: float | None) -> list[dict[str, float | None]]:
@@ -30,7 +30,6 @@ def test_accuracy_is_better_when_higher() -> None:
     rows = [{"step": 1, "accuracy": 0.2}, {"step": 2, "accuracy": 0.3}]
     assert not should_stop(rows, config)
     assert should_stop([*rows, {"step": 3, "accuracy": 0.1}], config)
-    assert best_step(rows, config) == 2
 
 
 def test_a_figure_that_is_no_number_is_no_best() -> None:
@@ -41,10 +40,3 @@ def test_a_figure_that_is_no_number_is_no_best() -> None:
 
 def test_no_validation_yet_stops_nothing() -> None:
     assert not should_stop([], PATIENT)
-    assert best_step([], PATIENT) is None
-    assert best_step(history(None), PATIENT) is None
-
-
-def test_the_best_step_is_the_first_of_equals_however_small_the_gain() -> None:
-    assert best_step(history(3.0, 2.0, 2.5, 2.0), PATIENT) == 20
-    assert best_step(history(3.0, 2.95), EarlyStoppingConfig(min_delta=0.5)) == 20

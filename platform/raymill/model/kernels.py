@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from raymill.model import rope
+
 _PLAIN = (Tensor, nn.Parameter)
 _LEAST_SPLIT = 1 << 16
 """Numbers below which a loop is not worth a second thread."""
@@ -136,7 +138,7 @@ def rotate(q_BTHC: Tensor, k_BTKC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> tu
     """Rotary positions of queries and keys; the tables have the halves of C repeated (RoFormer, Llama's layout)."""
     if not is_plain(q_BTHC, k_BTKC, cos_TC, sin_TC):
         cos_T1C, sin_T1C = cos_TC[:, None], sin_TC[:, None]
-        return _turn(q_BTHC, cos_T1C, sin_T1C), _turn(k_BTKC, cos_T1C, sin_T1C)
+        return rope.rotate(q_BTHC, cos_T1C, sin_T1C), rope.rotate(k_BTKC, cos_T1C, sin_T1C)
     return _Rotate.apply(q_BTHC, cos_TC, sin_TC, None, 0.0), _Rotate.apply(k_BTKC, cos_TC, sin_TC, None, 0.0)
 
 
@@ -202,11 +204,6 @@ def split_rows(shape: tuple[int, ...], work: Callable[[int, int], None], multipl
 @cache
 def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="raymill-loops")
-
-
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -24,30 +24,35 @@ class AdamW(Untraced):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         assert closure is None
         for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for parameter in parameters:
-                if not self.state[parameter]:
-                    self.state[parameter] = {
-                        "step": torch.zeros((), device=parameter.device),
-                        "exp_avg": torch.zeros_like(parameter),
-                        "exp_avg_sq": torch.zeros_like(parameter),
-                    }
-            if not parameters:
-                continue
-            states = [self.state[parameter] for parameter in parameters]
-            adamw(
-                [*parameters],
-                [parameter.grad for parameter in parameters if parameter.grad is not None],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                [],
-                [state["step"] for state in states],
-                fused=True,
-                amsgrad=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
+            step_group(group, self.state)
+
+
+def step_group(group: dict[str, Any], state: dict[Any, Any]) -> None:
+    """AdamW for the parameters of a group that have gradients; the group brings `lr`, `weight_decay`, `betas`, `eps`."""
+    parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+    if not parameters:
+        return
+    for parameter in parameters:
+        if not state[parameter]:
+            state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+    states = [state[parameter] for parameter in parameters]
+    adamw(
+        parameters,
+        [parameter.grad for parameter in parameters],
+        [each["exp_avg"] for each in states],
+        [each["exp_avg_sq"] for each in states],
+        [],
+        [each["step"] for each in states],
+        fused=True,
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )

@@ -21,17 +21,6 @@ def should_stop(history: Sequence[Validation], config: EarlyStoppingConfig) -> b
     return since >= config.patience
 
 
-def best_step(history: Sequence[Validation], config: EarlyStoppingConfig) -> int | None:
-    """The step of the best validation, the earliest of equals; None when no validation has a score."""
-    scores = [(_score(row, config), row) for row in history]
-    best, row = max(scores, key=lambda each: each[0], default=(_worst(), None))
-    if row is None or best == _worst():
-        return None
-    step = row["step"]
-    assert step is not None
-    return int(step)
-
-
 def _score(row: Validation, config: EarlyStoppingConfig) -> float:
     """Higher is better. A figure that is missing or no number is worse than any."""
     value = row[config.metric]

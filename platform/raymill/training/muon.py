@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
-from torch.optim.adamw import adamw
 
+from raymill.training.adamw import step_group
 from raymill.training.orthogonal import cost, orthogonalize
 from raymill.training.untraced import Untraced
 
@@ -47,11 +47,10 @@ class Muon(Untraced):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         assert closure is None
         for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if group["method"] == "muon":
-                self._orthogonal_step(parameters, group)
+                self._orthogonal_step([matrix for matrix in group["params"] if matrix.grad is not None], group)
             else:
-                self._adamw_step(parameters, group)
+                step_group(group, self.state)
 
     def _orthogonal_step(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
         directions = []
@@ -87,31 +86,6 @@ class Muon(Untraced):
                 updates[index] = row[at : at + directions[index].numel()].view_as(directions[index])
                 at += directions[index].numel()
         return [updates[index] for index in range(len(directions))]
-
-    def _adamw_step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        for parameter in parameters:
-            state = self.state[parameter]
-            if not state:
-                state["step"] = torch.zeros((), device=parameter.device)
-                state["exp_avg"] = torch.zeros_like(parameter)
-                state["exp_avg_sq"] = torch.zeros_like(parameter)
-        states = [self.state[parameter] for parameter in parameters]
-        adamw(
-            [*parameters],
-            [parameter.grad for parameter in parameters if parameter.grad is not None],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
 
 
 def share_out(costs: Sequence[float], num_workers: int) -> list[list[int]]:

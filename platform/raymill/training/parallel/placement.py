@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from raymill.dataset.loader import Batch
@@ -49,8 +48,3 @@ class Placement(Protocol):
     def place(self, name: str, whole: Tensor, like: Tensor) -> Tensor:
         """This worker's piece of a whole tensor, laid out as `like` (a parameter or a tensor of its optimizer state)."""
         ...
-
-
-def one_device(model: nn.Module) -> torch.device:
-    """Where the model's first parameter lies."""
-    return next(model.parameters()).device
