@@ -1,4 +1,4 @@
-"""int8 products against fp32 ones, and what is converted."""
+"""int8 products against fp32 ones, and which layers get them."""
 
 import pytest
 import torch
@@ -6,24 +6,24 @@ from torch import Tensor
 from torch.nn import functional
 
 from raymill.model.config import ModelConfig
-from raymill.model.int8 import Int8Linear, convert, supports_int8
+from raymill.model.int8 import RoundedLinear, supports_int8, use_int8
 from raymill.model.linear import Linear
 from raymill.model.transformer import Transformer
 
 pytestmark = pytest.mark.skipif(not supports_int8(), reason="a CPU without VNNI")
 
 
-def layer(inputs: int = 96, outputs: int = 80) -> tuple[Int8Linear, Tensor, Tensor]:
+def layer(inputs: int = 96, outputs: int = 80) -> tuple[RoundedLinear, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(2)
     linear = Linear(inputs, outputs)
     with torch.no_grad():
         linear.weight.normal_(generator=generator)
         linear.bias.normal_(generator=generator)
     x = torch.randn(3, 50, inputs, generator=generator) * torch.logspace(-2, 2, 50)[:, None]
-    return Int8Linear.over(linear), x.requires_grad_(), torch.randn(3, 50, outputs, generator=generator)
+    return RoundedLinear(linear), x.requires_grad_(), torch.randn(3, 50, outputs, generator=generator)
 
 
-def results(int8: Int8Linear, x: Tensor, dy: Tensor) -> list[Tensor]:
+def results(int8: RoundedLinear, x: Tensor, dy: Tensor) -> list[Tensor]:
     y = int8(x)
     return [y.detach(), *torch.autograd.grad(y, (x, int8.weight, int8.bias), dy)]
 
@@ -78,13 +78,14 @@ def test_zeros_stay_zero_and_nan_is_seen() -> None:
     assert y[2].isfinite().all()
 
 
-def test_the_matrices_of_blocks_are_converted_and_share_their_parameters() -> None:
+def test_the_matrices_of_blocks_are_rounded_and_share_their_parameters() -> None:
     model = Transformer(ModelConfig(num_layers=2, model_dim=32, num_heads=2, num_kv_heads=1, hidden_dim=64), 50)
     before = dict(model.named_parameters())
-    convert(model)
-    converted = [name for name, each in model.named_modules() if type(each) is Int8Linear]
-    assert len(converted) == 14
-    assert not any("lm_head" in name for name in converted)
+    for block in model.model.layers:
+        use_int8(block)
+    rounded = [name for name, each in model.named_modules() if type(each) is RoundedLinear]
+    assert len(rounded) == 14
+    assert not any("lm_head" in name for name in rounded)
     after = dict(model.named_parameters())
     assert list(after) == list(before)
     assert all(after[name] is before[name] for name in before)
@@ -96,7 +97,8 @@ def test_a_small_model_learns_as_in_fp32() -> None:
         model = Transformer(ModelConfig(num_layers=2, model_dim=64, num_heads=2, num_kv_heads=1, hidden_dim=128), 32)
         model.initialize(0)
         if in_int8:
-            convert(model)
+            for block in model.model.layers:
+                use_int8(block)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         ids_BT = (torch.arange(64) * torch.tensor([[1], [3], [5], [7]])) % 32
         for _ in range(30):

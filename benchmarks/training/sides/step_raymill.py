@@ -34,9 +34,10 @@ def load(options: Namespace) -> tuple[dict[str, Any], Callable[[], dict[str, Any
     model.initialize(0, InitConfig())
     model.train()
     if "int8" in words:
-        from raymill.model.int8 import convert
+        from raymill.model.int8 import use_int8
 
-        convert(model)
+        for block in model.model.layers:
+            use_int8(block)
     optimizer = build_optimizer(model, OptimizerConfig(name="muon" if "muon" in words else "adamw", learning_rate=1e-3))
     end_id = read_index(options.tokens).end_of_document_id
 

@@ -21,7 +21,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from raymill.model.kernels import array, is_plain, split_rows, weight_array
-from raymill.model.linear import Linear
 
 
 def supports_int8() -> bool:
@@ -30,33 +29,31 @@ def supports_int8() -> bool:
     return bool(capability.get("avx512_vnni") or capability.get("avx_vnni"))
 
 
-def convert(model: nn.Module) -> None:
-    """Makes every linear layer of the model's blocks an Int8Linear over the same parameters; embeddings and head stay."""
-    for block in model.get_submodule("model.layers").children():
-        for module in list(block.modules()):
-            for name, layer in list(module.named_children()):
-                if type(layer) is Linear:
-                    setattr(module, name, Int8Linear.over(layer))
+class RoundedLinear(nn.Linear):
+    """nn.Linear whose three products are int8; in evaluation and without gradients the forward one is too."""
 
-
-class Int8Linear(Linear):
-    """A linear layer whose three products are int8; in evaluation and without gradients the forward one is too."""
-
-    @classmethod
-    def over(cls, layer: Linear) -> Int8Linear:
-        """The same parameters, not copies."""
-        new = cls(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-        new.weight, new.bias = layer.weight, layer.bias
-        return new
+    def __init__(self, linear: nn.Linear) -> None:
+        """Takes over a layer's parameters."""
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         if not is_plain(x, self.weight) or (self.bias is not None and not is_plain(self.bias)):
             return functional.linear(x, self.weight, self.bias)
-        y: Tensor = _Int8Linear.apply(x, self.weight, self.bias)
+        y: Tensor = _Products.apply(x, self.weight, self.bias)
         return y
 
 
-class _Int8Linear(torch.autograd.Function):
+def use_int8(block: nn.Module) -> None:
+    """Gives a block's linear layers int8 products, in place; names and parameters stay."""
+    for parent in list(block.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, RoundedLinear(child))
+
+
+class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         x_NI = x.reshape(-1, x.shape[-1])

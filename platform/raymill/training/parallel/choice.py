@@ -6,7 +6,7 @@ import torch
 
 from raymill.errors import UsageError
 from raymill.model.fp8 import CAPABILITY, MULTIPLE, use_fp8
-from raymill.model.int8 import convert, supports_int8
+from raymill.model.int8 import supports_int8, use_int8
 from raymill.model.transformer import Transformer
 from raymill.training.config import TrainingConfig
 from raymill.training.parallel.placement import Placement
@@ -22,13 +22,12 @@ def placement_for(config: TrainingConfig, model: Transformer, worker: Worker) ->
     check_placement(config, worker)
     model.to(worker.device)
     model.checkpoint_activations = config.activation_checkpointing
-    if config.precision == "int8":
-        convert(model)
-    if config.precision == "fp8":
-        for block in model.model.layers:
+    for block in model.model.layers:
+        if config.precision == "int8":
+            use_int8(block)
+        if config.precision == "fp8":
             use_fp8(block)
-    if config.compile:
-        for block in model.model.layers:
+        if config.compile:
             block.compile()
     if config.layout.data == "ddp" and config.layout.model_size == 1:
         return Replicated(model, worker, config)
