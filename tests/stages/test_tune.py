@@ -15,8 +15,8 @@ import yaml
 from raymill.artifact import Artifact, Draft
 from raymill.cluster.config import ClusterConfig
 from raymill.cluster.session import Cluster
-from raymill.config import load
-from raymill.errors import ConfigError
+from raymill.config import load, override
+from raymill.errors import ConfigError, UsageError
 from raymill.model.config import ModelConfig
 from raymill.stages import train, tune
 from raymill.stages.contract import Inputs
@@ -102,3 +102,10 @@ def test_trials_depend_on_the_seed_alone() -> None:
 def test_a_range_without_sense_is_refused(space: str) -> None:
     with pytest.raises(ConfigError, match=r"space\.x"):
         load(tune.Config, None, [f"space={{x: {space}}}"])
+
+
+def test_a_space_that_no_trial_can_take_is_refused() -> None:
+    with pytest.raises(UsageError, match="cannot choose a preset"):
+        tune.check_space(override(CONFIG, {"space": {"preset": {"choice": ["tiny", "small"]}}}))
+    with pytest.raises(UsageError, match=r"layout\.data is fsdp"):
+        tune.check_space(override(CONFIG, {"train.layout.data": "fsdp"}))

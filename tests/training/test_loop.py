@@ -24,6 +24,7 @@ from raymill.model.files import WEIGHTS
 from raymill.model.transformer import Transformer
 from raymill.training.checkpoint import (
     CHECKPOINTS,
+    EMA,
     OPTIMIZER,
     checkpoint_path,
     load_checkpoint,
@@ -285,6 +286,56 @@ def test_a_step_that_is_rolled_back_never_sees_its_batch_again(
     check_same(tmp_path / "run", tmp_path / "without")
 
 
+def test_the_running_mean_knows_nothing_of_skipped_steps(
+    config: TrainingConfig, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = override(config, {"guard.on_nan": "skip", "ema_decay": 0.9, "steps": 2})
+    go_wrong_once(monkeypatch, config, tokens, 0)
+    train(config, tokens, tmp_path, ALONE, HOOKS)
+    saved = load_checkpoint(checkpoint_path(tmp_path / CHECKPOINTS, 2))
+    assert saved.state["updates"] == 1
+    for name, mean in saved.files[EMA].items():
+        torch.testing.assert_close(mean, saved.files[WEIGHTS][name])
+
+
+def test_validations_on_a_course_that_is_rolled_back_are_told(
+    config: TrainingConfig, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = override(config, {"guard.on_nan": "roll_back", "validate_every_steps": 4})
+    go_wrong_once(monkeypatch, config, tokens, 4)
+    told: list[int] = []
+
+    def validate(model: Transformer, max_sequences: int | None) -> dict[str, float | None]:
+        time.sleep(0.3)
+        return no_validation(model, max_sequences)
+
+    train(config, tokens, tmp_path, ALONE, Hooks(validate=validate, on_validation=lambda row: told.append(row.step)))
+    assert told == [4, 8, 12]
+
+
+def test_a_validation_longer_than_the_watchdog_waits_is_no_hang(
+    config: TrainingConfig, tokens: Path, tmp_path: Path
+) -> None:
+    config = override(config, {"guard.hang_timeout_s": 1.5, "validate_every_steps": 1, "steps": 3})
+
+    def validate(model: Transformer, max_sequences: int | None) -> dict[str, float | None]:
+        time.sleep(4.0)
+        return no_validation(model, max_sequences)
+
+    train(config, tokens, tmp_path, ALONE, Hooks(validate=validate))
+    assert [row["step"] for row in read_rows(tmp_path / VALIDATION)] == [1, 2, 3]
+    assert not (tmp_path / "stacks").exists()
+
+
+def test_a_checkpoint_of_other_threads_is_told(config: TrainingConfig, tokens: Path, tmp_path: Path) -> None:
+    config = config.model_copy(update={"checkpoint_every_steps": 1})
+    run_workers(1, config, tokens, tmp_path, 5)
+    torch.set_num_threads(2)
+    told: list[str] = []
+    train(config, tokens, tmp_path, ALONE, replace(HOOKS, warn=told.append))
+    assert len(told) == 1 and "threads 1, now 2" in told[0]
+
+
 def test_early_stopping_ends_with_a_whole_validation_and_a_checkpoint(
     config: TrainingConfig, tokens: Path, tmp_path: Path
 ) -> None:
@@ -338,6 +389,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config: TrainingConfig, tokens:
         ({"layout": {"tensor": 4}}, 4, "num_heads 2 does not divide over 4 workers"),
         ({"layout": {"pipeline": 2}}, 2, "num_layers 1 does not divide over 2 workers"),
         ({"layout": {"context": 3}}, 3, "max_seq_len 16 does not divide over 3 workers"),
+        ({"layout": {"data": "fsdp", "shard": 2}}, 4, "layout.shard is for hsdp"),
         ({"layout": {"data": "hsdp", "shard": 3}}, 4, "layout.shard 3 does not divide the 4 workers"),
     ],
 )

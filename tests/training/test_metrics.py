@@ -3,6 +3,9 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from raymill.errors import ArtifactError
 from raymill.training.metrics import (
     METRICS,
     VALIDATION,
@@ -103,3 +106,11 @@ def test_the_last_row_of_a_long_file_is_found_at_its_end(tmp_path: Path) -> None
         file.write(b"not read")
     last = last_metrics(tmp_path / METRICS)
     assert last is not None and last["step"] == 100
+
+
+def test_a_damaged_line_is_told_with_its_file_and_number(tmp_path: Path) -> None:
+    path = tmp_path / METRICS
+    path.write_text('{"step": 1}\n{"st\x00p": 2\n{"step": 3}\n')
+    with pytest.raises(ArtifactError, match="is damaged") as error:
+        read_rows(path)
+    assert "line 2" in str(error.value)

@@ -140,6 +140,11 @@ def test_the_report_is_written_beside_its_rows_the_same_bytes_twice(tmp_path: Pa
     ("row", "validation", "line"),
     [
         (ROW, VALIDATION, "step 1/300  loss 3.000  val 2.750  12,346 tokens/s  MFU 41 %  812 MB  lr 1.00e-03"),
+        (
+            ROW,
+            VALIDATION | {"loss_nats": None},
+            "step 1/300  loss 3.000  val no number  12,346 tokens/s  MFU 41 %  812 MB  lr 1.00e-03",
+        ),
         (ROW | {"mfu": None}, None, "step 1/300  loss 3.000  12,346 tokens/s  812 MB  lr 1.00e-03"),
         (
             ROW | {"loss": None, "memory_bytes": 3_260_000_000, "event": "nan_skipped"},

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from raymill.errors import ArtifactError
 from raymill.model.files import CONFIG, WEIGHTS, read_config, read_model_config, write_config
+from raymill.model.linear import Linear
 from raymill.model.rope import rotary_tables
 from raymill.model.transformer import Transformer
 from raymill.model.weights import load_model, read_tensors, save_tensors
@@ -101,7 +102,7 @@ def quantize_model(model: Transformer) -> None:
         embedding = quantize_rows(model.model.embed_tokens.weight.detach())
         head = embedding if model.config.tie_embeddings else quantize_rows(model.lm_head.weight.detach())
         model.model.embed_tokens = cast(nn.Embedding, Int8Embedding(*embedding))
-        model.lm_head = cast(nn.Linear, Int8Linear(*head))
+        model.lm_head = cast(Linear, Int8Linear(*head))
 
 
 def save_quantized(folder: Path, model: Transformer, end_id: int) -> None:

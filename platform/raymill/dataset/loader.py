@@ -70,7 +70,9 @@ class Loader:
                 f"the {stream.split} split is too small for one batch",
                 why=f"{len(stream):,} tokens make {max(0, self.num_sequences)} sequences of {seq_len}; "
                 f"a batch has {global_batch_size}",
-                fix="give prepare more text, or lower train.global_batch_size or train.model.max_seq_len",
+                fix="give prepare more text, or lower train.global_batch_size or train.model.max_seq_len"
+                if stream.split == "train"
+                else "raise prepare.val_fraction, give prepare more text, or lower train.model.max_seq_len",
             )
         self._epoch = -1
         self._order: Ids = np.empty(0, np.int64)

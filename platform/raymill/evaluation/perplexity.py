@@ -52,8 +52,10 @@ class Scores:
     """Tokens predicted."""
 
 
-def describe_loss(loss_nats: float, bits_per_byte: float | None) -> str:
+def describe_loss(loss_nats: float | None, bits_per_byte: float | None) -> str:
     """The one figure of a result line: bits per byte, where they are known."""
+    if loss_nats is None:
+        return "loss that is no number"
     return f"{bits_per_byte:.3f} bits per byte" if bits_per_byte is not None else f"{loss_nats:.3f} nats per token"
 
 

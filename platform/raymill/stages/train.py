@@ -8,6 +8,7 @@ from there.
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,7 +112,10 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
         assert found is not None
     _fill_draft(found[0], inputs)
     figures = _figures(config, work, tokens, cluster)
-    write_report(inputs.draft.path, f"train {inputs.run_folder.name}", config.model_dump(mode="json"), figures)
+    try:
+        write_report(inputs.draft.path, f"train {inputs.run_folder.name}", config.model_dump(mode="json"), figures)
+    except subprocess.CalledProcessError as error:
+        inputs.progress.note(f"report.html could not be drawn ({error}); everything else is there")
     return inputs.publish("train", GIVES, config, _summary(config, figures, tokens), figures)
 
 
@@ -126,7 +130,7 @@ def check(config: Config, tokens: Artifact, start: Artifact | None, work: Path) 
     check_placement(config, Worker(0, config.num_workers, torch.device("cpu")))
     check_tokens(config, tokens.path)
     if start is not None:
-        _check_start(config, start, tokens)
+        check_start(config, start, tokens)
     whole = config.model_copy(update={"layout": LayoutConfig()})
     room = predict(whole, tokens.figures["vocab_size"], 1, "cpu").snapshot_bytes
     check_writable(work / CHECKPOINTS, room)
@@ -222,11 +226,17 @@ def _summary(config: Config, figures: dict[str, Any], tokens: Artifact) -> str:
     return (
         f"validation {reached}{to_beat}{early}; "
         f"{figures['parameters'] / 1e6:.1f} M parameters, {figures['train_tokens'] / 1e6:.2f} M tokens at "
-        f"{figures['tokens_per_s']:,.0f} tokens/s on {config.num_workers} workers"
+        f"{figures['tokens_per_s']:,.0f} tokens/s on {_worker_words(config)}"
     )
 
 
-def _check_start(config: TrainingConfig, start: Artifact, tokens: Artifact) -> None:
+def _worker_words(config: Config) -> str:
+    if config.min_workers is not None and config.min_workers < config.num_workers:
+        return f"{config.min_workers} to {config.num_workers} workers"
+    return f"{config.num_workers} worker{'s' if config.num_workers > 1 else ''}"
+
+
+def check_start(config: TrainingConfig, start: Artifact, tokens: Artifact) -> None:
     """UsageError unless the checkpoint to start from has this job's shape and tokenizer."""
     from raymill.model.config import describe_difference
     from raymill.model.files import read_config, read_model_config
@@ -236,8 +246,10 @@ def _check_start(config: TrainingConfig, start: Artifact, tokens: Artifact) -> N
         raise UsageError(
             f"the model in {start.path} is quantized", where="start_from", fix="start from the one it was made of"
         )
-    found, _ = read_model_config(start.path)
+    found, vocab_size = read_model_config(start.path)
     why = describe_difference(found, config.model)
+    if vocab_size != tokens.figures["vocab_size"]:
+        why = f"its vocabulary has {vocab_size} ids, that of the tokens {tokens.figures['vocab_size']}"
     if why:
         raise UsageError(f"the model in {start.path} is not that of train.model", where="start_from", why=why, fix=fix)
     if start.file(TOKENIZER).read_bytes() != tokens.file(TOKENIZER).read_bytes():

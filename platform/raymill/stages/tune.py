@@ -21,17 +21,17 @@ from raymill.cluster.config import RoleName
 from raymill.cluster.interruptible import run_interruptible
 from raymill.config import Config as Settings
 from raymill.config import override
-from raymill.errors import ConfigError, MachineError, Problem
+from raymill.errors import ConfigError, MachineError, Problem, UsageError
 from raymill.stages.contract import Demand, Inputs
 from raymill.stages.train import Config as TrainConfig
-from raymill.stages.train import check_tokens, validator
+from raymill.stages.train import check_start, check_tokens, validator
 from raymill.training.metrics import METRICS, VALIDATION, last_metrics, read_rows
 
 if TYPE_CHECKING:
     from raymill.cluster.session import Cluster
 
 TAKES: tuple[Kind, ...] = ("tokens",)
-MAY_TAKE: tuple[Kind, ...] = ()
+MAY_TAKE: tuple[Kind, ...] = ("checkpoint",)
 GIVES: Kind = "trials"
 ROLE: RoleName = "train"
 LIVE = False
@@ -127,7 +127,16 @@ def trial_config(config: Config, values: dict[str, Any]) -> TrainConfig:
 def check_space(config: Config) -> None:
     """ConfigError or UsageError when a drawn trial is not a training run, before anything has run."""
     for values in draw_trials(config):
-        trial_config(config, values).check_layout(1, "tune.train")
+        if "preset" in values:
+            why = "a preset fills in only what the job leaves out, and a trial's settings are all there"
+            raise UsageError("tune.space cannot choose a preset", why=why, fix="name the settings that it stands for")
+        trial = trial_config(config, values)
+        trial.check_layout(1, "tune.train")
+        if trial.layout.data != "ddp":
+            why = "a trial is one process"
+            raise UsageError(
+                f"tune.train.layout.data is {trial.layout.data}", why=why, fix="set tune.train.layout.data to ddp"
+            )
 
 
 def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
@@ -136,10 +145,13 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
 
     tokens, work = inputs["tokens"], inputs.draft.work
     trials = draw_trials(config)
+    start = inputs.artifacts.get("checkpoint")
     for values in trials:
         check_tokens(trial_config(config, values), tokens.path)
+        if start is not None:
+            check_start(trial_config(config, values), start, tokens)
     cluster.connect()
-    errors = _search(config, trials, tokens.path, inputs, cluster)
+    errors = _search(config, trials, tokens.path, start.path if start else None, inputs, cluster)
     rows = [_trial_row(number, values, work) for number, values in enumerate(trials)]
     finished = [row for row in rows if row[METRIC] is not None]
     if not finished:
@@ -165,7 +177,9 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     return inputs.publish("tune", GIVES, config, summary, figures)
 
 
-def _search(config: Config, trials: list[dict[str, Any]], tokens: Path, inputs: Inputs, cluster: Cluster) -> list[str]:
+def _search(
+    config: Config, trials: list[dict[str, Any]], tokens: Path, start: Path | None, inputs: Inputs, cluster: Cluster
+) -> list[str]:
     """Runs every trial that is not finished; returns the last line of each failed trial's error."""
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
@@ -174,6 +188,7 @@ def _search(config: Config, trials: list[dict[str, Any]], tokens: Path, inputs: 
     settings = {
         "config": config.model_dump(mode="json"),
         "tokens": str(tokens.absolute()),
+        "start": str(start.absolute()) if start else None,
         "work": str(work),
         "threads": role.threads,
         "gpu": role.gpus_per_worker > 0,
@@ -246,7 +261,7 @@ def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
         validate=lambda model, _: score(model, training.validation_sequences),
         on_validation=lambda row: report(row.step, getattr(row, METRIC)),
     )
-    train_model(training, tokens, folder, worker, hooks)
+    train_model(training, tokens, folder, worker, hooks, Path(settings["start"]) if settings["start"] else None)
 
 
 def _trial_folder(work: Path, number: int) -> Path:

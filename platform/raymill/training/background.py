@@ -21,7 +21,10 @@ Job = Callable[[], object]
 class Background:
     """Use as a context: it is left when every job is done, and raises what one raised."""
 
-    def __init__(self) -> None:
+    def __init__(self, while_waiting: Job = lambda: None) -> None:
+        """`while_waiting` is called every second that the loop waits for work here."""
+        self._while_waiting = while_waiting
+        self._closed = False
         self._changed = threading.Condition()
         self._waiting: deque[tuple[str, Job, Job | None]] = deque()
         self._busy = False
@@ -34,7 +37,7 @@ class Background:
         `after` gives back what the job used: it is called when the job is over, has failed or will never run.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._error or all(kind != each[0] for each in self._waiting))
+            self._wait_for(lambda: bool(self._error) or all(kind != each[0] for each in self._waiting))
             if self._error is not None and after is not None:
                 after()
             self._raise()
@@ -47,8 +50,13 @@ class Background:
     def finish(self) -> None:
         """Returns when every job is done; raises what one raised."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._busy and not self._waiting)
+            self._wait_for(lambda: not self._busy and not self._waiting)
             self._raise()
+
+    def acquire(self, lock: threading.Lock) -> None:
+        """Takes a lock that work here gives back."""
+        while not lock.acquire(timeout=1.0):
+            self._while_waiting()
 
     def __enter__(self) -> Self:
         return self
@@ -63,6 +71,14 @@ class Background:
                 raise
             if later is not error:
                 error.add_note(f"beside it, work in the background failed: {later}")
+        finally:
+            with self._changed:
+                self._closed = True
+                self._changed.notify_all()
+
+    def _wait_for(self, done: Callable[[], bool]) -> None:
+        while not self._changed.wait_for(done, timeout=1.0):
+            self._while_waiting()
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -71,7 +87,9 @@ class Background:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting)
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    return
                 _, job, after = self._waiting.popleft()
                 self._busy = True
                 self._changed.notify_all()

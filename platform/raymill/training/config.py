@@ -198,6 +198,11 @@ class TrainingConfig(Config):
                 f"{key}.layout.shard {layout.shard} does not divide the {copies} workers of hsdp",
                 fix=f"set {key}.layout.shard to a divisor of {copies}",
             )
+        if layout.data != "hsdp" and layout.shard is not None:
+            raise UsageError(
+                f"{key}.layout.shard is for hsdp; {key}.layout.data is {layout.data}",
+                fix=f"set {key}.layout.data to hsdp, or leave shard out",
+            )
         uneven = layout.data == "ddp" and layout.model_size == 1
         if copies > self.num_microbatches or (self.num_microbatches % copies and not uneven):
             raise UsageError(

@@ -23,7 +23,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the weights after `step` steps (from 1), once per step."""
+        """Takes in the weights after their update number `step` (from 1), once per update."""
         weight = (1 - self._decay) / (1 - self._decay**step)
         for name, mean in self._means.items():  # one by one: whole tensors may lie beside DTensors
             mean.lerp_(self._parameters[name], weight)

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from raymill.artifact import sync
 from raymill.dataset.loader import Loader
 from raymill.dataset.shards import TokenStream
 from raymill.model.files import WEIGHTS
@@ -32,6 +33,7 @@ from raymill.training.background import Background
 from raymill.training.checkpoint import (
     CHECKPOINTS,
     Checkpoint,
+    Files,
     checkpoint_path,
     load_checkpoint,
     newest_checkpoint,
@@ -123,8 +125,10 @@ class _Run:
         self._step = found.step if found is not None else 0
         self._ended = found is not None and bool(found.state["ended"])
         self._state = TrainingState(config, self._build_model(vocab_size, start, found), worker)
+        self._machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "device": worker.device.type}
         if found is not None:
-            self._state.load(found.files)
+            self._state.load(found.files, found.state["updates"])
+            self._compare_machine(found.state["machine"])
         events = read_events(folder / EVENTS)
         self._left_out = left_out(events)
         rows = read_rows(folder / METRICS)
@@ -134,7 +138,8 @@ class _Run:
         precision = config.precision or ("bf16" if worker.device.type == "cuda" else "fp32")
         self._peak = peak_flops(device, precision, torch.get_num_threads()) if worker.rank == 0 else None
         self._flops = training_flops_per_token(config.model, vocab_size, config.model.max_seq_len)
-        self._background = Background()
+        self._watchdog = Watchdog(folder, worker.rank, config.guard.hang_timeout_s, hooks.warn)
+        self._background = Background(self._watchdog.wait)
         self._validations = Validations(
             folder, config.model, vocab_size, worker.device, self._background, hooks.validate
         )
@@ -144,17 +149,15 @@ class _Run:
     def finish(self) -> bool:
         """Runs to the last step, or to one that early stopping makes the last. False when a step was rolled back."""
         with self._background:
-            if not self._run_steps():
-                return False
+            ended = self._run_steps()
         self._tell_validations()
         if self._board is not None:
             self._board.close()
-        return True
+        return ended
 
     def _run_steps(self) -> bool:
-        limit_s = self._config.guard.hang_timeout_s
-        with Watchdog(self._folder, self._worker.rank, limit_s, self._hooks.warn) as watchdog:
-            first = self._step
+        first = self._step
+        with self._watchdog:
             while not self._ended:
                 began_s = time.monotonic()
                 loss, norm, rate, found = self._run_step()
@@ -168,7 +171,7 @@ class _Run:
                     self._make_room()
                 self._validate_and_save(last)
                 self._ended = last
-                watchdog.beat(self._step)
+                self._watchdog.beat(self._step)
         return True
 
     def _newest(self) -> Checkpoint | None:
@@ -181,6 +184,12 @@ class _Run:
             truncate_events(self._folder / EVENTS, step)
         step = self._worker.agree(step)
         return load_checkpoint(checkpoint_path(self._folder / CHECKPOINTS, step)) if step else None
+
+    def _compare_machine(self, began: dict[str, Any]) -> None:
+        """Says what the bits depend on and is not as it was when the checkpoint was written."""
+        changed = [f"{name} {began[name]}, now {now}" for name, now in self._machine.items() if began[name] != now]
+        if changed and self._worker.rank == 0:
+            self._hooks.warn(f"the checkpoint was made with {'; '.join(changed)}: the bits will be others from here on")
 
     def _build_model(self, vocab_size: int, start: Path | None, found: Checkpoint | None) -> Transformer:
         model = Transformer(self._config.model, vocab_size)
@@ -209,7 +218,7 @@ class _Run:
         scale = learning_rate_scale(self._step, config.steps, config.schedule)
         found = self._guard.verdict(loss, norm)
         if found is None:
-            state.update(self._step + 1, scale, norm)
+            state.update(scale, norm)
         else:
             self._went_wrong(found, batch, loss, norm)
         state.forget_gradients()
@@ -255,9 +264,14 @@ class _Run:
         if last or self._step % config.checkpoint_every_steps == 0:
             files = self._state.files()
             if rank == 0:
-                copies, place, step = self._snapshot.take(files), self._folder / CHECKPOINTS, self._step
-                write = partial(write_checkpoint, place, step, copies, self._config_json, {"ended": last})
-                self._background.submit("save", write, after=self._snapshot.release)
+                copies = self._snapshot.take(files, self._background.acquire)
+                kept = {"ended": last, "updates": self._state.updates, "machine": self._machine}
+                save = partial(self._save, self._step, copies, kept)
+                self._background.submit("save", save, after=self._snapshot.release)
+
+    def _save(self, step: int, copies: Files, kept: dict[str, Any]) -> None:
+        sync(self._folder / METRICS)  # a checkpoint without the rows before it would leave a hole in the curve
+        write_checkpoint(self._folder / CHECKPOINTS, step, copies, self._config_json, kept)
 
     def _tell(self, loss: float, norm: float, rate: float, step_s: float, event: str | None) -> None:
         config = self._config

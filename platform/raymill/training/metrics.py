@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from raymill.errors import ArtifactError
+
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
 _TAIL_BYTES = 4096
@@ -116,9 +118,15 @@ def _truncate(path: Path, step: int) -> dict[str, Any] | None:
 def _rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
     """Each whole line and where it ends, bytes from the start of the file."""
     end = 0
-    for line in (path.read_bytes() if path.exists() else b"").split(b"\n")[:-1]:
+    lines = (path.read_bytes() if path.exists() else b"").split(b"\n")[:-1]
+    for number, line in enumerate(lines, start=1):
         end += len(line) + 1
-        yield json.loads(line), end
+        try:
+            row = json.loads(line)
+        except ValueError:
+            fix = "mend the line, or delete the folder it lies in and train again"
+            raise ArtifactError(f"{path} is damaged", where=f"line {number}", why="it is no JSON", fix=fix) from None
+        yield row, end
 
 
 def _json_number(value: Any) -> Any:

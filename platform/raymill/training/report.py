@@ -44,7 +44,8 @@ def live_line(row: Mapping[str, Any], total_steps: int, validation: Mapping[str,
     loss = "no number" if row["loss"] is None else f"{row['loss']:.3f}"
     parts = [f"step {row['step']:,}/{total_steps:,}", f"loss {loss}"]
     if validation is not None:
-        parts.append(f"val {validation['loss_nats']:.3f}")
+        scored = validation["loss_nats"]
+        parts.append("val no number" if scored is None else f"val {scored:.3f}")
     parts.append(f"{row['tokens_per_s']:,.0f} tokens/s")
     if row["mfu"] is not None:
         parts.append(f"MFU {100 * row['mfu']:.0f} %")

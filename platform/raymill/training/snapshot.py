@@ -7,12 +7,16 @@ is met for the first time. So the memory is made once, ahead, and costs its size
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from raymill.training.checkpoint import Files
+
+
+def _acquire(lock: threading.Lock) -> None:
+    lock.acquire()
 
 
 class Snapshot:
@@ -34,9 +38,12 @@ class Snapshot:
             finally:
                 self._free.release()
 
-    def take(self, files: Files) -> dict[str, dict[str, Tensor]]:
-        """Copies of all tensors, on the CPU, true until `release`. Waits for the release of those taken before."""
-        self._free.acquire()
+    def take(self, files: Files, acquire: Callable[[threading.Lock], None] = _acquire) -> dict[str, dict[str, Tensor]]:
+        """Copies of all tensors, on the CPU, true until `release`.
+
+        `acquire` takes a lock; it waits for the release of those taken before.
+        """
+        acquire(self._free)
         try:
             if _shapes(self._copies) != _shapes(files):
                 self._make(files)

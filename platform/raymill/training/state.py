@@ -28,21 +28,24 @@ class TrainingState:
         self.placement = placement_for(config, model, worker)
         same = worker.world_size > 1 and config.layout.data == "ddp" and config.layout.model_size == 1
         self._optimizer = build_optimizer(self.placement.model, config.optimizer, dist.group.WORLD if same else None)
+        self.updates = 0
+        """Steps that changed the weights: all that no guard skipped."""
         self._parameters = dict(self.placement.model.named_parameters())
         self._ema = Ema(self.placement.model, config.ema_decay) if config.ema_decay is not None else None
 
     @torch.no_grad()
-    def update(self, step: int, scale: float, gradient_norm: float) -> None:
-        """Makes step `step` (from 1) of the gradients there are, at this fraction of the peak learning rate."""
+    def update(self, scale: float, gradient_norm: float) -> None:
+        """Changes the weights by the gradients there are, at this fraction of the peak learning rate."""
         limit = self._config.optimizer.clip_norm
         if limit is not None and gradient_norm > limit:
             for parameter in self._parameters.values():
                 if parameter.grad is not None:
                     parameter.grad.mul_(limit / gradient_norm)
+        self.updates += 1
         set_learning_rate(self._optimizer, scale)
         self._optimizer.step()
         if self._ema is not None:
-            self._ema.update(step)
+            self._ema.update(self.updates)
 
     def forget_gradients(self) -> None:
         self._optimizer.zero_grad()
@@ -59,8 +62,9 @@ class TrainingState:
         """The whole weights that are validated: the running mean, where there is one. As `files`."""
         return self.placement.gather(self._parameters if self._ema is None else self._ema.tensors())
 
-    def load(self, files: Files) -> None:
+    def load(self, files: Files, updates: int) -> None:
         """Puts optimizer state and running mean back, bit for bit. The model was built with its weights."""
+        self.updates = updates
         for key, whole in files[OPTIMIZER].items():
             field, _, name = key.partition("/")
             if name in self._parameters:  # a stage of a pipeline holds some of them

@@ -38,9 +38,8 @@ class TensorBoard:
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
         self._file = (folder / name).open("ab", buffering=0)
         self._write(event_pb2.Event(file_version="brain.Event:2"))
-        if step:
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write(event_pb2.Event(step=step + 1, session_log=start))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(event_pb2.Event(step=step + 1, session_log=start))
 
     def add_step(self, metrics: StepMetrics) -> None:
         self._add("train", _TRAIN, metrics.step, asdict(metrics))

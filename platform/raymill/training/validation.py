@@ -46,7 +46,7 @@ class Validations:
 
     def submit(self, step: int, elapsed_s: float, weights: Mapping[str, Tensor], max_sequences: int | None) -> None:
         """Scores these weights later. Waits while those before are being scored."""
-        self._free.acquire()
+        self._background.acquire(self._free)
         try:
             if self._model is None:
                 self._model = Transformer(*self._shape).to(self._device).requires_grad_(False).eval()

@@ -50,6 +50,8 @@ class Watchdog:
         self._timeout_s = timeout_s
         self._tell = tell
         self._on_hang = on_hang
+        self._waiting = folder / STACKS / "waiting"
+        self._waited_ns = 0
         self._step: int | None = None
         self._limit_s = 0.0
         self._stop = threading.Event()
@@ -64,6 +66,14 @@ class Watchdog:
         """No step is to come: a last validation may take as long as it needs."""
         self._stop.set()
 
+    def wait(self) -> None:
+        """This worker waits for work beside training, and all others for it: no step is expected of anyone meanwhile.
+
+        To be called every second or so; the other workers' watchdogs see it in the folder.
+        """
+        if not self._stop.is_set():
+            self._waiting.touch()
+
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("a", encoding="utf-8")
@@ -77,6 +87,7 @@ class Watchdog:
         self.stop()
         self._thread.join()
         self._file.close()
+        self._waiting.unlink(missing_ok=True)
         if not self._path.stat().st_size:
             self._path.unlink()
             with suppress(OSError):  # other ranks' may be there
@@ -87,6 +98,10 @@ class Watchdog:
         try:
             while not self._stop.wait(wait_s):
                 now_s = time.monotonic()
+                waited_ns = self._waiting.stat().st_mtime_ns if self._waiting.exists() else 0
+                if waited_ns != self._waited_ns:
+                    self._waited_ns = waited_ns
+                    self._limit_s = max(self._limit_s, now_s + self._timeout_s)
                 if now_s > self._limit_s:
                     try:
                         self._write_stacks()
