@@ -66,7 +66,7 @@ def test_the_result_is_smaller_measured_and_runs(inputs):
 def test_a_model_that_lost_too_much_is_refused_with_the_figures_and_nothing_is_published(inputs):
     shape = ModelConfig(num_layers=2, model_dim=64, num_heads=4, num_kv_heads=2, hidden_dim=96, max_seq_len=32)
     model = Transformer(shape, 300)
-    model.initialize(seed=0)
+    model.initialize(seed=2)
     with torch.no_grad():
         # One outlier per row takes the whole range of its int8 values; the rest rounds to nothing.
         for name, weight in model.named_parameters():
