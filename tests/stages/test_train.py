@@ -24,6 +24,7 @@ from raymill.model.transformer import Transformer
 from raymill.model.weights import save_model
 from raymill.stages import train
 from raymill.stages.contract import Inputs
+from raymill.training.checks import check_tokens
 from raymill.training.loop import Hooks
 from raymill.training.loop import train as train_model
 from raymill.training.parallel.worker import Worker
@@ -193,14 +194,14 @@ def test_an_id_outside_the_vocabulary_is_said_before_any_worker_starts(
     ids[1000] = tokens.figures["vocab_size"]
     ids.flush()
     with pytest.raises(DataError, match=f"holds the id {tokens.figures['vocab_size']}") as error:
-        train.check_tokens(CONFIG, tmp_path / "hurt")
+        check_tokens(CONFIG, tmp_path / "hurt")
     assert "token 1000" in str(error.value)
 
 
 def test_a_val_split_shorter_than_a_sequence_is_said(tokens: Artifact, inputs: Callable[..., Inputs]) -> None:
     config = override(CONFIG, {"model.max_seq_len": 1 << 14, "global_batch_size": 1, "microbatch_size": 1})
     with pytest.raises(DataError, match="the val split is too small for one batch"):
-        train.check_tokens(config, tokens.path)
+        check_tokens(config, tokens.path)
 
 
 def test_memory_that_a_worker_does_not_have_is_told_with_what_to_change() -> None:

@@ -17,13 +17,14 @@ from pydantic import Field, model_validator
 from raymill.artifact import Artifact, Kind, write_atomic
 from raymill.cluster.config import Role, RoleName
 from raymill.cluster.interruptible import run_interruptible
-from raymill.errors import MachineError, RaymillError, UsageError, error_from_json, error_to_json, refused_write
+from raymill.errors import MachineError, RaymillError, error_from_json, error_to_json, refused_write
 from raymill.model.files import CONFIG, TOKENIZER, WEIGHTS
 from raymill.stages.contract import Demand, Inputs
 from raymill.training.config import LayoutConfig, TrainingConfig
 from raymill.training.guard import EVENTS
 from raymill.training.memory import PROCESS_BYTES, MemoryPrediction, advise, describe, predict
 from raymill.training.metrics import METRICS, VALIDATION, last_metrics
+from raymill.training.notes import NOTES, Notes
 from raymill.training.report import live_line, write_report
 from raymill.training.tensorboard import TENSORBOARD
 from raymill.training.watchdog import STACKS
@@ -42,7 +43,6 @@ LIVE = False
 _ERROR = "error.json"
 _ROOM = "room"
 """Kept so that an error can be written down where the disk is full."""
-_NOTES = "notes.txt"
 _RAY_BYTES = 132_000_000
 """What Ray Train adds to a worker's process."""
 
@@ -124,6 +124,7 @@ def check(config: Config, tokens: Artifact, start: Artifact | None, work: Path) 
     import torch
 
     from raymill.training.checkpoint import CHECKPOINTS, check_writable
+    from raymill.training.checks import check_start, check_tokens
     from raymill.training.parallel.choice import check_placement
     from raymill.training.parallel.worker import Worker
 
@@ -157,7 +158,7 @@ def _train(config: Config, tokens: Path, start: Path | None, inputs: Inputs, clu
     """Runs the workers to the last step; raises what a worker raised."""
     work = inputs.draft.work
     (work / _ERROR).unlink(missing_ok=True)
-    (work / _NOTES).unlink(missing_ok=True)
+    (work / NOTES).unlink(missing_ok=True)
     write_atomic(work / _ROOM, bytes(8192))
     role = cluster.config.roles.train
     settings = {
@@ -236,39 +237,6 @@ def _worker_words(config: Config) -> str:
     return f"{config.num_workers} worker{'s' if config.num_workers > 1 else ''}"
 
 
-def check_start(config: TrainingConfig, start: Artifact, tokens: Artifact) -> None:
-    """UsageError unless the checkpoint to start from has this job's shape and tokenizer."""
-    from raymill.model.config import describe_difference
-    from raymill.model.files import read_config, read_model_config
-
-    fix = "set train.model as in its config.json, and start from tokens made with its tokenizer"
-    if "quantization" in read_config(start.path):
-        raise UsageError(
-            f"the model in {start.path} is quantized", where="start_from", fix="start from the one it was made of"
-        )
-    found, vocab_size = read_model_config(start.path)
-    why = describe_difference(found, config.model)
-    if vocab_size != tokens.figures["vocab_size"]:
-        why = f"its vocabulary has {vocab_size} ids, that of the tokens {tokens.figures['vocab_size']}"
-    if why:
-        raise UsageError(f"the model in {start.path} is not that of train.model", where="start_from", why=why, fix=fix)
-    if start.file(TOKENIZER).read_bytes() != tokens.file(TOKENIZER).read_bytes():
-        raise UsageError(f"the model in {start.path} was trained with another tokenizer", where="start_from", fix=fix)
-
-
-def check_tokens(config: TrainingConfig, tokens: Path) -> None:
-    """DataError, before any worker starts, when the splits cannot make a batch or a validation, or hold an unknown id."""
-    from raymill.dataset.loader import Loader
-    from raymill.dataset.shards import TokenStream
-
-    length = config.model.max_seq_len
-    train, val = TokenStream(tokens, "train"), TokenStream(tokens, "val")
-    Loader(train, seq_len=length, global_batch_size=config.global_batch_size, seed=config.seed, packing=config.packing)
-    Loader(val, seq_len=length, global_batch_size=1, seed=config.seed)
-    for stream in (train, val):
-        stream.check_vocabulary()
-
-
 def _ray_folder(work: Path) -> Path:
     """Where Ray Train keeps its own state while it runs."""
     return work.absolute() / "ray"
@@ -319,7 +287,7 @@ def work_as_worker(settings: dict[str, Any]) -> None:
     tokens = Path(settings["tokens"])
     worker = Worker.current(torch.device("cuda" if settings["gpu"] else "cpu"))
     start = Path(settings["start"]) if settings["start"] else None
-    hooks = Hooks(validate=validator(config, tokens, worker.device), warn=_Notes(work).add)
+    hooks = Hooks(validate=validator(config, tokens, worker.device), warn=Notes(work).add)
     try:
         train(config, tokens, work, worker, hooks, start)
     except (RaymillError, OSError) as error:
@@ -351,30 +319,12 @@ def validator(config: TrainingConfig, tokens: Path, device: torch.device) -> Any
     return validate
 
 
-class _Notes:
-    """What a worker has to say to the user beside figures: lines of a file that the driver shows."""
-
-    def __init__(self, work: Path) -> None:
-        self._path = work / _NOTES
-        self._shown = 0
-
-    def add(self, text: str) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
-
-    def take_new(self) -> list[str]:
-        """Whole lines not taken before."""
-        lines = self._path.read_text(encoding="utf-8").split("\n")[:-1] if self._path.exists() else []
-        new, self._shown = lines[self._shown :], len(lines)
-        return new
-
-
 class _Shown:
     """The live line of a run, made of what rank 0 has written to its files."""
 
     def __init__(self, config: Config, inputs: Inputs) -> None:
         self._config, self._inputs = config, inputs
-        self._notes = _Notes(inputs.draft.work)
+        self._notes = Notes(inputs.draft.work)
 
     def update(self) -> None:
         config, inputs, work = self._config, self._inputs, self._inputs.draft.work

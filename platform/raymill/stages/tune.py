@@ -24,7 +24,7 @@ from raymill.config import override
 from raymill.errors import ConfigError, MachineError, Problem, UsageError
 from raymill.stages.contract import Demand, Inputs
 from raymill.stages.train import Config as TrainConfig
-from raymill.stages.train import check_start, check_tokens, validator
+from raymill.stages.train import validator
 from raymill.training.metrics import METRICS, VALIDATION, last_metrics, read_rows
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ def check_space(config: Config) -> None:
 def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     """Runs the search, or takes up the one a kill cut short, and publishes its trials."""
     from raymill.evaluation.perplexity import describe_loss
+    from raymill.training.checks import check_start, check_tokens
 
     tokens, work = inputs["tokens"], inputs.draft.work
     trials = draw_trials(config)
