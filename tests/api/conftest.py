@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
-import torch
 import uvicorn
-from torch import Tensor
 
 from raymill.api.keys import KeyFile
 from raymill.api.routes import ApiSettings, create_app
-from raymill.inference.engine import Engine
-from raymill.inference.scheduler import Chunk
+from raymill.inference.engine import BatchingEngine
+from raymill.inference.step import Chunk, PageTable, StepOutput
 from raymill.telemetry.metrics import Metrics
 from raymill.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
@@ -28,7 +27,7 @@ SENTENCE = "the cat sat on the mat. "
 class Reciter:
     """The token at position p is the p-th of SENTENCE, again and again; `pause_s` slows it, `broken` makes it fail."""
 
-    num_slots, max_seq_len = 4, 128
+    num_pages, max_seq_len = 16, 128
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.vocab_size = tokenizer.vocab_size
@@ -36,21 +35,21 @@ class Reciter:
         self.pause_s = 0.0
         self.broken = False
 
-    def __call__(self, chunks: Sequence[Chunk]) -> Tensor:
+    def __call__(self, chunks: Sequence[Chunk], table: PageTable) -> StepOutput:
         time.sleep(self.pause_s)
         if self.broken:
             raise RuntimeError("broken on purpose")
-        wanted = [chunk.start + len(chunk.ids) for chunk in chunks if chunk.wants_logits]
-        logits = torch.zeros(len(wanted), self.vocab_size)
+        wanted = [chunk.start + len(chunk.ids) for chunk in chunks if chunk.num_logits]
+        logits = np.zeros((len(wanted), self.vocab_size), np.float32)
         for row, position in enumerate(wanted):
             logits[row, self.script[position % len(self.script)]] = 30.0
-        return logits
+        return StepOutput(logits)
 
 
 @dataclass
 class Served:
     url: str
-    engine: Engine
+    engine: BatchingEngine
     step: Reciter
     keys: KeyFile
     client_key: str
@@ -80,7 +79,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def served(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     step = Reciter(tokenizer)
-    engine = Engine(step, lambda: StreamDecoder(tokenizer), max_queued=4, max_step_tokens=32)
+    engine = BatchingEngine(step, lambda: StreamDecoder(tokenizer), num_slots=4, max_queued=4, max_step_tokens=32)
     keys = KeyFile(Path(tmp_path_factory.mktemp("keys")) / "api_keys.json")
     client_key, metrics_key = keys.create("client"), keys.create("metrics")
     settings = ApiSettings(

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from raymill.errors import RequestError
-from raymill.inference.engine import Engine, Request
+from raymill.inference.engine import BatchingEngine
+from raymill.inference.requests import Request
 from raymill.inference.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)
@@ -17,8 +18,8 @@ def engine_of(letters):
     made = []
 
     def make(step, **changes):
-        settings = {"max_queued": 2, "max_step_tokens": 16, **changes}
-        made.append(Engine(step, letters, **settings))
+        settings = {"num_slots": 4, "max_queued": 2, "max_step_tokens": 16, **changes}
+        made.append(BatchingEngine(step, letters, **settings))
         return made[-1]
 
     yield make
@@ -47,12 +48,12 @@ class Gate:
 
     def __init__(self, inner):
         self.inner, self.entered, self.open = inner, threading.Semaphore(0), threading.Semaphore(0)
-        self.num_slots, self.max_seq_len, self.vocab_size = inner.num_slots, inner.max_seq_len, inner.vocab_size
+        self.num_pages, self.max_seq_len, self.vocab_size = inner.num_pages, inner.max_seq_len, inner.vocab_size
 
-    def __call__(self, chunks):
+    def __call__(self, chunks, table):
         self.entered.release()
         assert self.open.acquire(timeout=10)
-        return self.inner(chunks)
+        return self.inner(chunks, table)
 
 
 def test_a_completion_ends_at_max_tokens(engine_of, alphabet):
@@ -73,7 +74,7 @@ def test_held_text_comes_with_the_last_token(engine_of, alphabet):
 
 
 def test_many_requests_share_steps_and_all_come_through(engine_of, alphabet):
-    step = alphabet(num_slots=3)
+    step = alphabet(num_pages=2 * 3)
     engine = engine_of(step, max_queued=50)
     streams = [engine.submit(request(f"r{n}", prompt=[n % 9 + 1] * (n + 1), max_tokens=n + 1)) for n in range(20)]
     for n, stream in enumerate(streams):
@@ -87,7 +88,7 @@ def test_many_requests_share_steps_and_all_come_through(engine_of, alphabet):
 
 
 def test_streams_can_be_awaited_from_several_event_loops(engine_of, alphabet):
-    engine = engine_of(alphabet(num_slots=4), max_queued=50)
+    engine = engine_of(alphabet(num_pages=2 * 4), max_queued=50)
 
     async def one(name):
         return "".join(
@@ -104,7 +105,7 @@ def test_streams_can_be_awaited_from_several_event_loops(engine_of, alphabet):
 
 
 def test_abort_frees_the_slot_for_the_next_in_the_queue(engine_of, alphabet):
-    gate = Gate(alphabet(num_slots=1))
+    gate = Gate(alphabet(num_pages=2 * 1))
     engine = engine_of(gate, max_queued=1)
     first = engine.submit(request("first", max_tokens=50))
     second = engine.submit(request("second", max_tokens=2))
@@ -122,7 +123,7 @@ def test_abort_frees_the_slot_for_the_next_in_the_queue(engine_of, alphabet):
 
 
 def test_an_aborted_request_in_the_queue_never_runs(engine_of, alphabet):
-    gate = Gate(alphabet(num_slots=1))
+    gate = Gate(alphabet(num_pages=2 * 1))
     engine = engine_of(gate)
     first = engine.submit(request("first", max_tokens=1))
     waiting = engine.submit(request("waiting", prompt=[9]))
@@ -153,7 +154,7 @@ def test_three_failures_in_a_row_are_unhealthy_and_one_success_heals(engine_of, 
 
 def test_nan_logits_never_become_text(engine_of, alphabet):
     class Broken(alphabet):
-        def __call__(self, chunks):
+        def __call__(self, chunks, table):
             return super().__call__(chunks) * torch.nan
 
     assert read(engine_of(Broken()).submit(request()))[:2] == ("", "error")
@@ -182,7 +183,7 @@ def test_the_whole_context_can_be_used(engine_of, alphabet):
 
 
 def test_close_ends_open_streams_and_refuses_new_requests(engine_of, alphabet):
-    gate = Gate(alphabet(num_slots=1))
+    gate = Gate(alphabet(num_pages=2 * 1))
     engine = engine_of(gate)
     streams = [engine.submit(request("a", max_tokens=60)), engine.submit(request("b"))]
     assert gate.entered.acquire(timeout=10)
@@ -198,7 +199,7 @@ def test_close_ends_open_streams_and_refuses_new_requests(engine_of, alphabet):
 
 def test_stats_are_reported_while_it_works_and_end_at_zero(engine_of, alphabet):
     seen = []
-    engine = engine_of(alphabet(num_slots=2), on_stats=seen.append)
+    engine = engine_of(alphabet(num_pages=2 * 2), on_stats=seen.append)
     [read(stream) for stream in [engine.submit(request(str(n), max_tokens=8)) for n in range(3)]]
     engine.close()
     assert max(stats.active for stats in seen) == 2
@@ -276,10 +277,10 @@ def test_stats_that_cannot_be_reported_do_not_stop_completions(engine_of, alphab
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_ends_ends_every_stream_and_is_unhealthy(engine_of, alphabet):
     class Fatal(alphabet):
-        def __call__(self, chunks):
+        def __call__(self, chunks, table):
             raise SystemExit
 
-    gate = Gate(Fatal(num_slots=1))
+    gate = Gate(Fatal(num_pages=2 * 1))
     engine = engine_of(gate)
     streams = [engine.submit(request("running", max_tokens=9)), engine.submit(request("waiting"))]
     gate.open.release()

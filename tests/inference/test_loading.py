@@ -3,8 +3,8 @@ import torch
 
 from raymill.compression.quantize import quantize_model, save_quantized
 from raymill.errors import MachineError
-from raymill.inference.engine import Request
 from raymill.inference.loading import load_engine
+from raymill.inference.requests import Request
 from raymill.inference.sampling import Sampling
 from raymill.model.config import InitConfig, ModelConfig
 from raymill.model.transformer import Transformer

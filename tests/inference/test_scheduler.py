@@ -5,7 +5,9 @@ from raymill.inference.scheduler import Progression, Scheduler
 
 
 def scheduler(**changes):
-    return Scheduler(**{"num_slots": 2, "max_queued": 2, "max_step_tokens": 8, **changes})
+    return Scheduler(
+        **{"num_slots": 2, "max_queued": 2, "max_step_tokens": 8, "num_pages": 4, "max_seq_len": 64, **changes}
+    )
 
 
 def progression(name, length):
@@ -14,7 +16,7 @@ def progression(name, length):
 
 def shape(plan):
     return [
-        (p.request_id, chunk.start, len(chunk.ids), chunk.wants_logits)
+        (p.request_id, chunk.start, len(chunk.ids), bool(chunk.num_logits))
         for p, chunk in zip(plan.sequences, plan.chunks, strict=True)
     ]
 

@@ -1,9 +1,10 @@
 from itertools import groupby
 
+import numpy as np
 import pytest
-import torch
 
 from raymill.inference.speed import decode_speeds
+from raymill.inference.step import StepOutput
 
 
 @pytest.fixture(autouse=True)
@@ -15,21 +16,21 @@ def clock(monkeypatch):
 class Sleeper:
     """A step that takes `pause_s`; in the bursts named in `stutters` (0 is the first) ten times that."""
 
-    num_slots, max_seq_len, vocab_size = 8, 32, 10
+    num_pages, max_seq_len, vocab_size = 8, 32, 10
     now_s = 0.0
 
     def __init__(self, name, calls, pause_s, stutters=()):
         self.name, self.calls, self.pause_s, self.stutters = name, calls, pause_s, stutters
         self.bursts, self.last = -1, None
 
-    def __call__(self, chunks):
+    def __call__(self, chunks, table):
         now = (len(chunks), chunks[0].start)
         if self.last is None or now[0] != self.last[0] or now[1] <= self.last[1]:
             self.bursts += 1
         self.last = now
         self.calls.append((self.name, len(chunks)))
         Sleeper.now_s += self.pause_s * (10 if self.bursts in self.stutters else 1)
-        return torch.zeros(len(chunks), 10)
+        return StepOutput(np.zeros((len(chunks), 10), np.float32))
 
 
 def test_models_take_turns_burst_by_burst():

@@ -1,18 +1,21 @@
 import copy
 import functools
 
+import numpy as np
 import pytest
 import torch
 
 from raymill.compression.quantize import quantize_model
 from raymill.errors import MachineError
-from raymill.inference.kv_cache import fit_slots, slot_bytes
-from raymill.inference.scheduler import Chunk
-from raymill.inference.step import TorchStep
+from raymill.inference.kv_cache import fit_pages, page_bytes
+from raymill.inference.step import Chunk
+from raymill.inference.torch_step import TorchStep
 from raymill.model.config import ModelConfig, RopeScaling
 from raymill.model.transformer import Transformer
 
 VOCAB = 97
+TABLE = np.random.default_rng(1).permutation(32).astype(np.int32).reshape(16, 2)
+"""Pages of 16 slots, as scattered as can be."""
 
 
 ARCHITECTURES = {
@@ -71,11 +74,11 @@ def greedy_step(step, all_prompts, count, slots, piece):
         chunks = []
         for n in live:
             end = min(computed[n] + piece, len(ids[n]))
-            chunks.append(Chunk(slots[n], computed[n], tuple(ids[n][computed[n] : end]), end == len(ids[n])))
+            chunks.append(Chunk(slots[n], computed[n], tuple(ids[n][computed[n] : end]), int(end == len(ids[n]))))
             computed[n] = end
-        logits = iter(step(chunks))
+        logits = iter(step(chunks, TABLE).logits_NV)
         for n, chunk in zip(live, chunks, strict=True):
-            if chunk.wants_logits:
+            if chunk.num_logits:
                 ids[n].append(int(next(logits).argmax()))
     return [i[len(p) :] for i, p in zip(ids, all_prompts, strict=True)]
 
@@ -86,7 +89,7 @@ def greedy_step(step, all_prompts, count, slots, piece):
 @pytest.mark.parametrize("piece", [48, 7])
 def test_batched_chunked_cached_text_is_the_models_own(kv_heads, tie, slots, piece, int8):
     model, expected = model_and_its_words(kv_heads=kv_heads, tie=tie, int8=int8)
-    assert greedy_step(TorchStep(copy.deepcopy(model), 16), prompts(), 12, slots, piece) == expected
+    assert greedy_step(TorchStep(copy.deepcopy(model), 32), prompts(), 12, slots, piece) == expected
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -101,19 +104,19 @@ def test_batched_chunked_cached_text_is_the_models_own(kv_heads, tie, slots, pie
 def test_every_architecture_says_what_the_model_says(architecture, slots, int8):
     model, expected = model_and_its_words(architecture=architecture, int8=int8)
     assert len({tuple(text) for text in expected}) > 3, "a model that always says the same proves nothing"
-    assert greedy_step(TorchStep(copy.deepcopy(model), 16), prompts(), 12, slots, 7) == expected
+    assert greedy_step(TorchStep(copy.deepcopy(model), 32), prompts(), 12, slots, 7) == expected
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_logits_are_the_models_to_rounding(architecture):
     model, prompt = model_of(**ARCHITECTURES[architecture]), prompts()[3]
-    logits = TorchStep(model, 2)([Chunk(1, 0, tuple(prompt), True)])
-    assert torch.allclose(logits[0], model(torch.tensor([prompt]))[0, -1], rtol=1e-4, atol=1e-4)
+    logits = TorchStep(model, 32)([Chunk(1, 0, tuple(prompt), 1)], TABLE).logits_NV
+    assert torch.allclose(torch.from_numpy(logits[0]), model(torch.tensor([prompt]))[0, -1], rtol=1e-4, atol=1e-4)
 
 
 def test_a_used_slot_leaves_nothing_behind():
     model, (short, long) = model_of(), (prompts()[2], prompts()[4])
-    step = TorchStep(model, 1)
+    step = TorchStep(model, 32)
     greedy_step(step, [long], 5, [0], 48)
     assert greedy_step(step, [short], 12, [0], 48) == [greedy_reference(model, short, 12)]
 
@@ -121,17 +124,35 @@ def test_a_used_slot_leaves_nothing_behind():
 def test_the_last_position_can_be_used():
     model = model_of()
     prompt = [n % VOCAB for n in range(40)]
-    assert greedy_step(TorchStep(model, 1), [prompt], 8, [0], 13) == [greedy_reference(model, prompt, 8)]
+    assert greedy_step(TorchStep(model, 32), [prompt], 8, [0], 13) == [greedy_reference(model, prompt, 8)]
 
 
 def test_chunks_that_want_nothing_give_no_rows():
-    assert TorchStep(model_of(), 1)([Chunk(0, 0, (1, 2, 3), False)]).shape == (0, VOCAB)
+    assert TorchStep(model_of(), 32)([Chunk(0, 0, (1, 2, 3), 0)], TABLE).logits_NV.shape == (0, VOCAB)
 
 
-def test_slots_are_bounded_by_memory():
+def test_pages_are_bounded_by_memory():
     config = ModelConfig()
-    assert slot_bytes(config) == 2**20
-    assert fit_slots(config, wanted=16, max_bytes=4 * 2**20) == 4
-    assert fit_slots(config, wanted=2, max_bytes=4 * 2**20) == 2
-    with pytest.raises(MachineError, match="max_kv_cache_mib to at least 1"):
-        fit_slots(config, wanted=2, max_bytes=2**19)
+    assert page_bytes(config) == 2**17
+    assert fit_pages(config, slots=16, max_bytes=4 * 2**20) == 32
+    assert fit_pages(config, slots=2, max_bytes=4 * 2**20) == 16
+    with pytest.raises(MachineError, match=r"max_kv_cache_mib to at least 1, or serve\.kv_cache to int8"):
+        fit_pages(config, slots=2, max_bytes=2**19)
+    assert fit_pages(config, slots=2, max_bytes=2**19, precision="int8") == 15
+
+
+def test_a_draft_gets_logits_after_each_of_its_ids():
+    model, prompt = model_of(), prompts()[3]
+    step = TorchStep(model, 32)
+    step([Chunk(3, 0, tuple(prompt[:10]), 0)], TABLE)
+    logits = step([Chunk(3, 10, tuple(prompt[10:]), 5)], TABLE).logits_NV
+    assert torch.allclose(torch.from_numpy(logits), model(torch.tensor([prompt]))[0, -5:], rtol=1e-4, atol=1e-4)
+
+
+def test_hidden_states_are_the_heads_input():
+    model, prompt = model_of(tie=False), prompts()[3]
+    step = TorchStep(model, 32)
+    output = step([Chunk(2, 0, (7,), 1), Chunk(3, 0, tuple(prompt), 0, wants_hidden=True)], TABLE)
+    assert output.hidden_ND.shape == (len(prompt), 64) and output.logits_NV.shape == (1, VOCAB)
+    logits = torch.from_numpy(output.hidden_ND) @ model.lm_head.weight.T
+    assert torch.allclose(logits, model(torch.tensor([prompt]))[0], rtol=1e-4, atol=1e-4)

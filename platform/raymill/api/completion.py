@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 from starlette.responses import Response
@@ -22,24 +22,13 @@ from starlette.types import Receive, Scope, Send
 from raymill.api.responses import error_body
 from raymill.api.schema import ChatRequest, CompletionRequest
 from raymill.errors import RequestError
-from raymill.inference.engine import EngineStats, Request, Stream, TokenEvent
+from raymill.inference.requests import Engine, Request, TokenEvent
 from raymill.inference.sampling import Sampling
+from raymill.inference.stream import Stream
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 _LAST_WORD_S = 1.0
-
-
-class Engine(Protocol):
-    """What the API needs of an engine; `inference.engine.Engine` is one."""
-
-    @property
-    def max_seq_len(self) -> int: ...
-    @property
-    def vocab_size(self) -> int: ...
-    def submit(self, request: Request) -> Stream: ...
-    def abort(self, request_id: str) -> None: ...
-    def stats(self) -> EngineStats: ...
 
 
 @dataclass(frozen=True)

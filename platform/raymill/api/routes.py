@@ -21,14 +21,14 @@ from starlette.responses import Response
 
 from raymill import __version__
 from raymill.api.auth import Guard
-from raymill.api.completion import Completion, Engine, EventStream, Prompt, unless_gone
+from raymill.api.completion import Completion, EventStream, Prompt, unless_gone
 from raymill.api.keys import KeyFile
 from raymill.api.limits import BodyLimit, Recorder
 from raymill.api.responses import error_response, json_response
 from raymill.api.schema import ChatRequest, CompletionRequest, parse
 from raymill.config import Config
 from raymill.errors import RequestError
-from raymill.inference.engine import EngineStats
+from raymill.inference.requests import Engine, EngineStats
 from raymill.telemetry.metrics import (
     ACTIVE,
     COMPLETION_TOKENS,

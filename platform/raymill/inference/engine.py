@@ -12,133 +12,24 @@ engine unhealthy, and so does the end of its thread, which ends every stream: a 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from torch import Tensor
 
 from raymill.errors import RequestError
+from raymill.inference.requests import EngineStats, FinishReason, Request, TokenEvent
 from raymill.inference.sampling import Sampling, choose
 from raymill.inference.scheduler import Plan, Progression, Scheduler
-from raymill.inference.step import ModelStep
+from raymill.inference.step import Floats, ModelStep, is_finite
+from raymill.inference.stream import Stream
 from raymill.inference.text import Decoder, TextStream
 
-FinishReason = Literal["stop", "length", "abort", "error"]
 _UNHEALTHY_AFTER = 3
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Request:
-    """One completion to make."""
-
-    id: str
-    prompt_ids: tuple[int, ...]
-    max_tokens: int
-    sampling: Sampling
-    stop: tuple[str, ...] = ()
-    """The completion ends before the first of these strings."""
-    stop_ids: frozenset[int] = frozenset()
-    """The completion ends at one of these ids; it is counted, not shown."""
-
-
-@dataclass(frozen=True)
-class TokenEvent:
-    """One token of a completion."""
-
-    text: str
-    """What it adds to the text; often nothing, while bytes or stop strings are undecided."""
-    finish_reason: FinishReason | None = None
-    """Set on the last event only."""
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """The engine at one moment."""
-
-    queued: int
-    active: int
-    num_slots: int
-    healthy: bool
-
-
-class Stream:
-    """The events of one request. Read it once, from one thread or one event loop."""
-
-    def __init__(self) -> None:
-        self._ready: deque[TokenEvent] = deque()
-        self._changed = threading.Condition()
-        self._waiter: _Waiter | None = None
-
-    def put(self, event: TokenEvent) -> None:
-        """Called by the engine's thread."""
-        finished = event.finish_reason is not None
-        waiter = None
-        with self._changed:
-            self._ready.append(event)
-            self._changed.notify_all()
-            if self._waiter is not None and (finished or not self._waiter.until_finished):
-                waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            with suppress(RuntimeError):  # its loop is closed: no one waits any more
-                waiter.loop.call_soon_threadsafe(waiter.woken.set)
-
-    def __iter__(self) -> Iterator[list[TokenEvent]]:
-        finished = False
-        while not finished:
-            with self._changed:
-                self._changed.wait_for(lambda: self._ready)
-                batch = self._take()
-            finished = batch[-1].finish_reason is not None
-            yield batch
-
-    async def batches(self, every_s: float = 0.0) -> AsyncIterator[list[TokenEvent]]:
-        """What is ready, at most once in `every_s`, but the first and the last at once.
-
-        Each token that wakes the event loop costs about as much as making it.
-        """
-        finished = False
-        while not finished:
-            await self._wait(until_finished=False, timeout_s=None)
-            batch = self._take()
-            finished = batch[-1].finish_reason is not None
-            yield batch
-            if every_s and not finished:
-                await self._wait(until_finished=True, timeout_s=every_s)
-
-    async def finished(self) -> list[TokenEvent]:
-        """Every event, once the last is there."""
-        await self._wait(until_finished=True, timeout_s=None)
-        return self._take()
-
-    async def _wait(self, *, until_finished: bool, timeout_s: float | None) -> None:
-        waiter = _Waiter(asyncio.get_running_loop(), asyncio.Event(), until_finished)
-        with self._changed:
-            if self._ready and (not until_finished or self._ready[-1].finish_reason is not None):
-                return
-            self._waiter = waiter
-        with suppress(TimeoutError):
-            await asyncio.wait_for(waiter.woken.wait(), timeout_s)
-
-    def _take(self) -> list[TokenEvent]:
-        with self._changed:
-            batch = list(self._ready)
-            self._ready.clear()
-        return batch
-
-
-@dataclass(frozen=True)
-class _Waiter:
-    loop: asyncio.AbstractEventLoop
-    woken: asyncio.Event
-    until_finished: bool
 
 
 @dataclass
@@ -151,21 +42,22 @@ class _Running:
     text: TextStream
 
 
-class Engine:
-    """Serves one model. `close` it when done; it ends every open stream."""
+class BatchingEngine:
+    """`Engine` over a model step. `close` it when done; it ends every open stream."""
 
     def __init__(
         self,
         step: ModelStep,
         make_decoder: Callable[[], Decoder],
         *,
+        num_slots: int,
         max_queued: int,
         max_step_tokens: int,
         on_stats: Callable[[EngineStats], None] | None = None,
     ) -> None:
         self._step = step
         self._make_decoder = make_decoder
-        self._scheduler = Scheduler(step.num_slots, max_queued, max_step_tokens)
+        self._scheduler = Scheduler(num_slots, max_queued, max_step_tokens, step.num_pages, step.max_seq_len)
         self._on_stats = on_stats
         self._requests: dict[str, _Running] = {}
         self._failures_in_a_row = 0
@@ -183,6 +75,13 @@ class Engine:
     @property
     def vocab_size(self) -> int:
         return self._step.vocab_size
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return ()
+
+    def embed(self, ids: tuple[int, ...], adapter: str | None = None) -> Future[Floats]:
+        raise NotImplementedError
 
     def submit(self, request: Request) -> Stream:
         """Queues a request and returns the stream of its events."""
@@ -275,21 +174,21 @@ class Engine:
 
     def _run(self, plan: Plan) -> list[int]:
         """One model step; the next ids of the plan's finished chunks in order."""
-        logits: Tensor = self._step(plan.chunks)
-        if not bool(torch.isfinite(logits.sum())):
+        output = self._step(plan.chunks, self._scheduler.table)
+        if not is_finite(output):
             raise FloatingPointError("the model gave NaN or infinite logits")
         samplings, numbers = [], []
         for progression, chunk in zip(plan.sequences, plan.chunks, strict=True):
-            if chunk.wants_logits:
+            if chunk.num_logits:
                 running = self._requests.get(progression.request_id)
                 samplings.append(running.request.sampling if running else Sampling(temperature=0))
                 numbers.append(len(progression.ids) - progression.prompt_tokens)
-        return choose(logits, samplings, numbers)
+        return choose(torch.from_numpy(output.logits_NV), samplings, numbers)
 
     def _deliver(self, plan: Plan, chosen: list[int]) -> bool:
         """Hands each token to its request; False when one of them could not take it."""
         whole = True
-        finished_chunks = (p for p, chunk in zip(plan.sequences, plan.chunks, strict=True) if chunk.wants_logits)
+        finished_chunks = (p for p, chunk in zip(plan.sequences, plan.chunks, strict=True) if chunk.num_logits)
         for progression, token in zip(finished_chunks, chosen, strict=True):
             running = self._requests.get(progression.request_id)
             if running is None:  # aborted while the step ran
@@ -340,4 +239,4 @@ class Engine:
         active = len(self._scheduler.running)
         works = not self._closed and not self._ended and self._thread.is_alive()
         healthy = works and self._failures_in_a_row < _UNHEALTHY_AFTER
-        return EngineStats(len(self._scheduler.queued), active, self._step.num_slots, healthy)
+        return EngineStats(len(self._scheduler.queued), active, self._scheduler.num_slots, healthy)

@@ -1,54 +1,46 @@
-"""The KV cache: keys and values of every running sequence, one slot each, in one block of memory of fixed size.
+"""The KV cache's memory: pages of PAGE_TOKENS positions, as many as a bound allows, reserved once.
 
-A slot holds max_seq_len positions of every layer: 2 x num_layers x num_kv_heads x max_seq_len x head_dim x 4 bytes (1
-MiB for 4 layers of 2 heads of 64 at 256 positions). Memory is reserved at once and touched as it is used, so a replica
-cannot run out in the middle of a request.
-
-Shapes: L layers, S slots, K num_kv_heads, T max_seq_len, C head_dim, M rows.
+A page holds keys and values of PAGE_TOKENS consecutive positions of one sequence in every layer: 2 x num_layers x
+num_kv_heads x head_dim numbers for each position, 4 bytes each in fp32; in int8 1 byte each and one fp32 scale for each
+head's key and value (4 layers of 2 heads of 64: 128 KiB a page, or 34). Where pages lie is the step's business.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Literal
 
 from raymill.errors import MachineError
 from raymill.model.config import ModelConfig
 
-
-class KvCache:
-    """Keys are stored as queries meet them: normed and rotated, where the model does."""
-
-    def __init__(self, config: ModelConfig, num_slots: int, device: torch.device | None = None) -> None:
-        shape = (num_slots, 2 * config.num_kv_heads, config.max_seq_len, config.head_width)
-        self.num_slots = num_slots
-        self._heads = config.num_kv_heads
-        # zeros, not empty: attention multiplies what no one wrote yet by zero, and NaN times zero is NaN.
-        self._layers = [torch.zeros(shape, device=device) for _ in range(config.num_layers)]
-
-    def write(self, layer: int, slots_M: Tensor, positions_M: Tensor, kv: Tensor) -> None:
-        """kv (M, 2K, C): keys, then values, of M rows."""
-        self._layers[layer][slots_M, :, positions_M] = kv
-
-    def read(self, layer: int, slots: slice | Tensor, positions: slice) -> tuple[Tensor, Tensor]:
-        """Keys and values (n, K, positions, C) of some slots; a slice of slots costs no copy."""
-        block = self._layers[layer][slots, :, positions]
-        return block[:, : self._heads], block[:, self._heads :]
+PAGE_TOKENS = 32
+KvPrecision = Literal["fp32", "int8"]
 
 
-def slot_bytes(config: ModelConfig) -> int:
-    """Memory of one slot."""
-    return 8 * config.num_layers * config.num_kv_heads * config.max_seq_len * config.head_width
+def pages_for(tokens: int) -> int:
+    """Pages that hold so many positions."""
+    return -(-tokens // PAGE_TOKENS)
 
 
-def fit_slots(config: ModelConfig, wanted: int, max_bytes: int) -> int:
-    """As many slots as wanted, or as fit into `max_bytes`. MachineError when not even one does."""
-    fitting = min(wanted, max_bytes // slot_bytes(config))
-    if fitting < 1:
-        need_mib = -(-slot_bytes(config) // 2**20)
+def page_bytes(config: ModelConfig, precision: KvPrecision = "fp32") -> int:
+    """Memory of one page."""
+    heads = 2 * config.num_layers * config.num_kv_heads * PAGE_TOKENS
+    return heads * (4 * config.head_width if precision == "fp32" else config.head_width + 4)
+
+
+def fit_pages(config: ModelConfig, slots: int, max_bytes: int, precision: KvPrecision = "fp32") -> int:
+    """As many pages as fit into `max_bytes`, at most what `slots` whole sequences need.
+
+    MachineError when one sequence of max_seq_len does not fit.
+    """
+    whole = pages_for(config.max_seq_len)
+    size = page_bytes(config, precision)
+    fitting = min(slots * whole, max_bytes // size)
+    if fitting < whole:
+        need_mib = -(-whole * size // 2**20)
+        smaller = ", or serve.kv_cache to int8" if precision == "fp32" else ""
         raise MachineError(
             "the KV cache does not fit",
-            why=f"one slot of {config.max_seq_len} tokens needs {need_mib} MiB; {max_bytes / 2**20:g} MiB are allowed",
-            fix=f"set serve.max_kv_cache_mib to at least {need_mib}",
+            why=f"one sequence of {config.max_seq_len} tokens needs {need_mib} MiB; {max_bytes / 2**20:g} MiB are allowed",
+            fix=f"set serve.max_kv_cache_mib to at least {need_mib}{smaller}",
         )
     return fitting

@@ -12,9 +12,10 @@ import torch
 
 from raymill.compression.quantize import load_served_model
 from raymill.errors import MachineError
-from raymill.inference.engine import Engine, EngineStats
-from raymill.inference.kv_cache import fit_slots
-from raymill.inference.step import TorchStep
+from raymill.inference.engine import BatchingEngine
+from raymill.inference.kv_cache import fit_pages, pages_for
+from raymill.inference.requests import Engine, EngineStats
+from raymill.inference.torch_step import TorchStep
 from raymill.model.files import TOKENIZER
 from raymill.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
@@ -29,7 +30,7 @@ def load_engine(
     prefill_chunk_tokens: int,
     on_stats: Callable[[EngineStats], None] | None = None,
 ) -> tuple[Engine, Tokenizer]:
-    """ArtifactError when the checkpoint is not whole, MachineError when not one slot fits or `device` is not there.
+    """ArtifactError when the checkpoint is not whole, MachineError when not one sequence fits or `device` is not there.
 
     Weights and KV cache lie on `device`; nothing else touches it.
     """
@@ -38,10 +39,12 @@ def load_engine(
         raise MachineError("a replica finds no GPU", why=why, fix="set cluster.roles.serve.gpus_per_worker to 0")
     model = load_served_model(checkpoint).to(device)
     tokenizer = Tokenizer.load(checkpoint / TOKENIZER)
-    slots = fit_slots(model.config, max_slots, max_kv_cache_bytes)
-    engine = Engine(
-        TorchStep(model, slots),
+    pages = fit_pages(model.config, max_slots, max_kv_cache_bytes)
+    slots = min(max_slots, pages // pages_for(model.config.max_seq_len))
+    engine = BatchingEngine(
+        TorchStep(model, pages),
         lambda: StreamDecoder(tokenizer),
+        num_slots=slots,
         max_queued=max_queued,
         max_step_tokens=slots + prefill_chunk_tokens,
         on_stats=on_stats,

@@ -15,19 +15,11 @@ import heapq
 from collections import deque
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from raymill.errors import RequestError
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Consecutive ids of one sequence to feed in one step: rows (ids[i], slot, start + i)."""
-
-    slot: int
-    start: int
-    """Position of the first id."""
-    ids: tuple[int, ...]
-    wants_logits: bool
-    """The last id is the last one known: the step must give the logits after it."""
+from raymill.inference.kv_cache import pages_for
+from raymill.inference.step import Chunk, PageTable
 
 
 @dataclass
@@ -60,12 +52,18 @@ class Scheduler:
     """Requests that may wait for a slot; one more is refused with 429."""
     max_step_tokens: int
     """Rows of one step; running completions always fit."""
+    num_pages: int
+    """Pages of the KV cache."""
+    max_seq_len: int
     queued: deque[Progression] = field(default_factory=deque)
     running: list[Progression] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         assert self.max_step_tokens > self.num_slots, "a prompt must make progress beside a full house"
+        whole = pages_for(self.max_seq_len)
+        self.num_slots = min(self.num_slots, self.num_pages // whole)
         self._free = list(range(self.num_slots))
+        self.table: PageTable = np.arange(self.num_slots * whole, dtype=np.int32).reshape(self.num_slots, whole)
 
     def add(self, sequence: Progression) -> None:
         """Queues a sequence. RequestError 429 when slots and queue are full."""
@@ -127,4 +125,4 @@ def _feed(sequence: Progression, count: int) -> Chunk:
     sequence.computed_tokens += count
     assert sequence.slot is not None
     ids = tuple(sequence.ids[start : start + count])
-    return Chunk(sequence.slot, start, ids, wants_logits=sequence.computed_tokens == len(sequence.ids))
+    return Chunk(sequence.slot, start, ids, num_logits=int(sequence.computed_tokens == len(sequence.ids)))

@@ -11,8 +11,10 @@ import time
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from raymill.inference.scheduler import Chunk
-from raymill.inference.step import ModelStep
+import numpy as np
+
+from raymill.inference.kv_cache import pages_for
+from raymill.inference.step import Chunk, ModelStep
 
 _STEPS = 24
 _ROUNDS = 7
@@ -38,7 +40,8 @@ def decode_speeds(steps: Mapping[str, ModelStep], counts: Sequence[int]) -> dict
 
 
 def _burst_s(step: ModelStep, count: int, positions: range) -> float:
+    table = np.arange(step.num_pages, dtype=np.int32)[: count * pages_for(step.max_seq_len)].reshape(count, -1)
     began = time.perf_counter()
     for position in positions:
-        step([Chunk(slot, position, (0,), wants_logits=True) for slot in range(count)])
+        step([Chunk(slot, position, (0,), num_logits=1) for slot in range(count)], table)
     return time.perf_counter() - began

@@ -59,8 +59,9 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     """Quantizes, measures before and after, and publishes; QualityError with the figures when it lost too much."""
     from raymill.compression.quantize import load_served_model, quantize_model, save_quantized
     from raymill.dataset.shards import TokenStream
+    from raymill.inference.kv_cache import pages_for
     from raymill.inference.speed import decode_speeds
-    from raymill.inference.step import TorchStep
+    from raymill.inference.torch_step import TorchStep
     from raymill.model.files import TOKENIZER, WEIGHTS, read_config
 
     source, folder = inputs["checkpoint"], inputs.draft.path
@@ -79,7 +80,8 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
         quantize_model(after)
         perplexities = _perplexities(config, inputs, stream, before, after)
         loss = _check_loss(config, *perplexities)
-        steps = {"before": TorchStep(before, _MANY), "after": TorchStep(after, _MANY)}
+        pages = _MANY * pages_for(before.config.max_seq_len)
+        steps = {"before": TorchStep(before, pages), "after": TorchStep(after, pages)}
         speed = decode_speeds(steps, (_FEW, _MANY))
     save_quantized(folder, after, values["eos_token_id"])
     shutil.copyfile(source.file(TOKENIZER), folder / TOKENIZER)

@@ -180,13 +180,16 @@ class Replica:
 
 def _check_checkpoint(config: Config, checkpoint: Path) -> tuple[int, str]:
     """Slots a replica will open and the precision; what a replica would stumble over is said here."""
-    from raymill.inference.kv_cache import fit_slots
+    from raymill.inference.kv_cache import fit_pages, pages_for
     from raymill.model.config import ModelConfig
     from raymill.model.files import read_config
 
     values = read_config(checkpoint)
-    slots = fit_slots(ModelConfig.from_hugging_face(values), config.max_slots, config.max_kv_cache_mib * 2**20)
-    return slots, values.get("quantization", {}).get("method", "fp32")
+    model = ModelConfig.from_hugging_face(values)
+    pages = fit_pages(model, config.max_slots, config.max_kv_cache_mib * 2**20)
+    return min(config.max_slots, pages // pages_for(model.max_seq_len)), values.get("quantization", {}).get(
+        "method", "fp32"
+    )
 
 
 def application(args: dict[str, Any]) -> Application:

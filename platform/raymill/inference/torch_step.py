@@ -1,0 +1,250 @@
+"""The step in plain torch: works for every architecture, precision and device, and is what native code is tested against.
+
+Every row of a step is (id, slot, position). The matrices see all rows of all sequences at once; only attention looks at
+who is who: all single rows (completions) in one call, every longer chunk (a piece of a prompt) in its own, over the keys
+its window reaches, gathered from their pages.
+
+Cost on one core (4 layers of 256, vocabulary 4,096), single row: about 1 ms, most of it in torch's dispatch.
+
+Shapes: M rows, R single rows, D model_dim, H num_heads, K num_kv_heads, G = H / K, C head_dim, T positions, V vocab_size,
+P pages, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raymill.compression.quantize import Int8Linear
+from raymill.inference.kv_cache import PAGE_TOKENS, pages_for
+from raymill.inference.step import Chunk, Floats, PageTable, StepOutput
+from raymill.model.config import ModelConfig
+from raymill.model.rope import rotate
+from raymill.model.transformer import (
+    Attention,
+    Block,
+    FeedForward,
+    GatedFeedForward,
+    LayerNorm,
+    NormedRotaryAttention,
+    RMSNorm,
+    Transformer,
+)
+
+
+class TorchStep:
+    """`ModelStep` over a Transformer, full-precision or quantized, on the device where it lies."""
+
+    def __init__(self, model: Transformer, num_pages: int) -> None:
+        self.vocab_size = model.vocab_size
+        self.max_seq_len = model.config.max_seq_len
+        self.num_pages = num_pages
+        self._config = model.config
+        self._device = model.cos_TC.device
+        # zeros, not empty: attention multiplies what no one wrote yet by zero, and NaN times zero is NaN.
+        shape = (num_pages, PAGE_TOKENS, 2 * model.config.num_kv_heads, model.config.head_width)
+        self._cache_LP = [torch.zeros(shape, device=self._device) for _ in range(model.config.num_layers)]
+        self._model = model.eval()
+        self._layers = [_Layer.of(cast(Block, block), model.config) for block in model.model.layers]
+        self._norm = _norm(model.model.norm)
+
+    @torch.inference_mode()
+    def __call__(self, chunks: Sequence[Chunk], table: PageTable) -> StepOutput:
+        rows = _Rows.of(chunks, table, self._device)
+        cos, sin = self._model.cos_TC[rows.positions, None], self._model.sin_TC[rows.positions, None]
+        groups = _attention_groups(chunks, table, self._config.sliding_window, self._device)
+        x_MD = self._model.model.embed_tokens(rows.ids)
+        if self._model.model.embed_positions is not None:
+            x_MD = x_MD + self._model.model.embed_positions(rows.positions)
+        for index, layer in enumerate(self._layers):
+            y = self._attend(index, layer, layer.qkv(layer.attention_norm(x_MD)), rows, groups, cos, sin)
+            x_MD = x_MD + layer.out(y)
+            x_MD = x_MD + layer.feed_forward(layer.feed_forward_norm(x_MD))
+        logits_NV = self._model.lm_head(self._norm(x_MD[rows.logits]))
+        hidden_ND = self._norm(x_MD[rows.hidden]).cpu().numpy() if len(rows.hidden) else None
+        return StepOutput(logits_NV.cpu().numpy(), hidden_ND)
+
+    def load_adapter(self, tensors: dict[str, tuple[Floats, Floats]], scale: float) -> int:
+        raise NotImplementedError
+
+    def _attend(
+        self,
+        index: int,
+        layer: _Layer,
+        qkv: Tensor,
+        rows: _Rows,
+        groups: list[_Group],
+        cos: Tensor,
+        sin: Tensor,
+    ) -> Tensor:
+        """Attention output (M, H x C) from the joined projections of every row."""
+        heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
+        qkv = qkv.view(len(qkv), heads + 2 * kv_heads, -1)
+        turned = layer.turn(qkv[:, : heads + kv_heads], cos, sin)
+        cache = self._cache_LP[index]
+        cache[rows.pages, rows.places] = torch.cat([turned[:, heads:], qkv[:, heads + kv_heads :]], dim=1)
+        q = turned[:, :heads]
+        outputs = [group.attend(q[group.rows], cache, kv_heads) for group in groups]
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).flatten(1)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    ids: Tensor
+    positions: Tensor
+    pages: Tensor
+    places: Tensor
+    """Where in its page each row's key and value go."""
+    logits: Tensor
+    """Rows whose logits are asked for."""
+    hidden: Tensor
+    """Rows whose hidden state is."""
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk], table: PageTable, device: torch.device) -> _Rows:
+        ids: list[int] = []
+        slots: list[int] = []
+        positions: list[int] = []
+        logits: list[int] = []
+        hidden: list[int] = []
+        for chunk in chunks:
+            first, count = len(ids), len(chunk.ids)
+            ids += chunk.ids
+            slots += [chunk.slot] * count
+            positions += range(chunk.start, chunk.start + count)
+            logits += range(first + count - chunk.num_logits, first + count)
+            if chunk.wants_hidden:
+                hidden += range(first, first + count)
+        at = np.array(positions)
+        pages = table[slots, at // PAGE_TOKENS]
+        packed = torch.from_numpy(np.stack([ids, at, pages, at % PAGE_TOKENS])).to(device)
+        wanted = (torch.tensor(each, dtype=torch.int64, device=device) for each in (logits, hidden))
+        return cls(packed[0], packed[1], packed[2], packed[3], *wanted)
+
+
+class _Group:
+    """Rows that attend in one call: all single rows, or one longer chunk, causal among its own rows.
+
+    Keys and values are copied out of their pages first: (sequences, K, positions, C).
+    """
+
+    def __init__(
+        self, first: int, chunks: Sequence[Chunk], table: PageTable, window: int | None, device: torch.device
+    ) -> None:
+        count = len(chunks[0].ids)
+        ends = torch.tensor([chunk.start + count for chunk in chunks], device=device)
+        first_page = 0
+        if window is not None:
+            first_page = max(0, min(chunk.start for chunk in chunks) + 1 - window) // PAGE_TOKENS
+        last_page = pages_for(max(chunk.start for chunk in chunks) + count)
+        self.rows = slice(first, first + len(chunks) * count)
+        self._shape = (len(chunks), count)
+        self._pages = torch.from_numpy(table[[chunk.slot for chunk in chunks], first_page:last_page]).to(device)
+        positions = torch.arange(first_page * PAGE_TOKENS, last_page * PAGE_TOKENS, device=device)
+        at = (ends[:, None] - count + torch.arange(count, device=device))[..., None]  # (sequences, rows, 1)
+        seen = positions <= at
+        if window is not None:
+            seen &= positions > at - window
+        self._mask = torch.zeros(seen.shape, device=device).masked_fill_(~seen, -torch.inf)[:, None]
+
+    def attend(self, q_RHC: Tensor, cache: Tensor, kv_heads: int) -> Tensor:
+        kv = cache[self._pages].flatten(1, 2).transpose(1, 2)  # (sequences, 2K, positions, C)
+        q = q_RHC.unflatten(0, self._shape).transpose(1, 2)  # (sequences, H, rows, C)
+        k, v = kv[:, :kv_heads], kv[:, kv_heads:]
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=self._mask, enable_gqa=True)
+        rows: Tensor = y.transpose(1, 2).flatten(0, 1)
+        return rows
+
+
+def _attention_groups(
+    chunks: Sequence[Chunk], table: PageTable, window: int | None, device: torch.device
+) -> list[_Group]:
+    """Single rows first, as the scheduler plans them; then one group per longer chunk."""
+    singles = 0
+    while singles < len(chunks) and len(chunks[singles].ids) == 1:
+        singles += 1
+    groups = [_Group(0, chunks[:singles], table, window, device)] if singles else []
+    first = singles
+    for chunk in chunks[singles:]:
+        groups.append(_Group(first, [chunk], table, window, device))
+        first += len(chunk.ids)
+    return groups
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A block with the projections of one input joined into one matrix."""
+
+    attention_norm: Callable[[Tensor], Tensor]
+    qkv: nn.Module
+    turn: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """Queries and keys of every row (M, H + K, C) to what meets, by the rows' cosines and sines (M, 1, C)."""
+    out: nn.Module
+    feed_forward_norm: Callable[[Tensor], Tensor]
+    feed_forward: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def of(cls, block: Block, config: ModelConfig) -> _Layer:
+        attention = block.self_attn
+        return cls(
+            _norm(block.input_layernorm),
+            _join(attention.q_proj, attention.k_proj, attention.v_proj),
+            _turn(attention, config),
+            attention.o_proj,
+            _norm(block.post_attention_layernorm),
+            _feed_forward(block.mlp),
+        )
+
+
+def _norm(norm: RMSNorm | LayerNorm) -> Callable[[Tensor], Tensor]:
+    """Torch's own operation: for the few rows of a step, calling a compiled loop costs more than running it saves."""
+    if isinstance(norm, LayerNorm):
+        return norm
+    return partial(functional.rms_norm, normalized_shape=norm.weight.shape, weight=norm.weight, eps=norm.eps)
+
+
+def _turn(attention: Attention, config: ModelConfig) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """How this attention makes queries and keys meet, for both at once."""
+    if not config.rotary:
+        return lambda qk, cos, sin: qk
+    if not isinstance(attention, NormedRotaryAttention):
+        return rotate
+    queries, keys = attention.q_norm.weight, attention.k_norm.weight
+    gains = torch.cat([queries.expand(config.num_heads, -1), keys.expand(config.num_kv_heads, -1)])
+    width, eps = config.head_width, config.norm_eps
+    return lambda qk, cos, sin: rotate(functional.rms_norm(qk, (width,), eps=eps).mul_(gains), cos, sin)
+
+
+def _feed_forward(mlp: FeedForward | GatedFeedForward) -> Callable[[Tensor], Tensor]:
+    down = mlp.down_proj
+    if isinstance(mlp, GatedFeedForward):
+        gate_up = _join(mlp.gate_proj, mlp.up_proj)
+        return lambda x_MD: down(_swiglu(*gate_up(x_MD).chunk(2, dim=-1)))
+    up = mlp.up_proj
+    return lambda x_MD: down(functional.gelu(up(x_MD), approximate="tanh"))
+
+
+def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    return functional.silu(gate).mul_(up)
+
+
+def _join(*layers: nn.Linear | Int8Linear) -> nn.Module:
+    """One layer whose output is the others' outputs side by side."""
+    weight = torch.cat([layer.weight for layer in layers])
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    bias = torch.cat(biases) if biases else None
+    scales = [layer.weight_scale for layer in layers if isinstance(layer, Int8Linear)]
+    if scales:
+        return Int8Linear(weight, torch.cat(scales), bias)
+    joined = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    joined.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        joined.bias = nn.Parameter(bias, requires_grad=False)
+    return joined
