@@ -1,4 +1,5 @@
-"""The race to a loss: the reference is what it says, both sides are of one size, and a missed target has no figure."""
+"""The race to a loss, and the courses of a larger size: the reference is what it says, both sides are of one size, a
+missed target has no figure, and what tuning changes is what a side then trains with."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.training.recipe import nanogpt, ours, race, settings, side
+from benchmarks.training.recipe import curves, nanogpt, ours, race, settings, side
 from torch.nn import functional
 
 from raymill.dataset.loader import Loader
@@ -20,9 +21,9 @@ VOCAB = 64
 SHAPE = nanogpt.Shape(vocab_size=VOCAB, num_layers=2, num_heads=2, model_dim=16, max_seq_len=8)
 RECIPE = nanogpt.Recipe(learning_rate=1e-2, steps=30, batch_size=4, warmup_steps=4)
 CONFIG = TrainingConfig.model_validate(
-    settings.OURS.model_dump()
+    settings.SIZES["race"].ours.model_dump()
     | {
-        "model": settings.OURS.model.model_dump()
+        "model": settings.SIZES["race"].ours.model.model_dump()
         | {"num_layers": 2, "model_dim": 16, "num_heads": 2, "num_kv_heads": 2, "hidden_dim": 16, "max_seq_len": 8},
         "steps": 30,
         "global_batch_size": 4,
@@ -92,11 +93,59 @@ def test_both_sides_learn_and_repeat_themselves(name: str, shards: Path) -> None
     assert run() == losses
 
 
-def test_both_sides_have_the_same_budget_of_parameters() -> None:
-    reference = nanogpt.NanoGPT(settings.reference_shape(settings.VOCAB_SIZE), seed=0)
+@pytest.mark.parametrize("size", settings.SIZES.values(), ids=settings.SIZES)
+def test_both_sides_have_the_same_budget_of_parameters(size: settings.Size) -> None:
+    with torch.device("meta"):
+        reference = nanogpt.NanoGPT(size.shape, seed=0)
     theirs = sum(parameter.numel() for parameter in reference.parameters())
-    assert settings.OURS.model.num_parameters(settings.VOCAB_SIZE) == pytest.approx(theirs, rel=0.05)
-    assert settings.OURS.model.max_seq_len == settings.SEQ_LEN
+    assert size.ours.model.num_parameters(size.shape.vocab_size) == pytest.approx(theirs, rel=0.05)
+    assert size.ours.model.max_seq_len == size.shape.max_seq_len == settings.SEQ_LEN
+
+
+def test_the_small_size_is_the_preset_and_both_sides_see_as_many_tokens() -> None:
+    size = settings.SIZES["small"]
+    assert size.ours == TrainingConfig.model_validate({"preset": "small"})
+    assert size.ours.steps * size.ours.global_batch_size == size.reference.steps * size.reference.batch_size
+
+
+def test_tuning_changes_the_rate_the_batch_and_the_length() -> None:
+    size = settings.SIZES["small"]
+    tokens = 64 * settings.SEQ_LEN
+    made = settings.changed(size, learning_rate=3e-3, batch_size=2, tokens=tokens)
+    assert made.reference == nanogpt.Recipe(learning_rate=3e-3, steps=32, batch_size=2, warmup_steps=3)
+    assert (made.ours.steps, made.ours.global_batch_size) == (32, 2)
+    ratio = (size.ours.optimizer.adamw_learning_rate or 0) / size.ours.optimizer.learning_rate
+    assert made.ours.optimizer.learning_rate == 3e-3
+    assert made.ours.optimizer.adamw_learning_rate == pytest.approx(3e-3 * ratio)
+    assert settings.changed(size) == size
+
+
+@pytest.mark.parametrize("name", ["raymill", "nanogpt"])
+def test_a_side_tells_its_course_and_its_last_loss(name: str, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "SEQ_LEN", 8)
+    size = settings.Size(SHAPE, RECIPE, CONFIG, points=5)
+    run = side.train(name, size, shards, seed=1)
+    assert [point["step"] for point in run["curve"]] == [6, 12, 18, 24, 30]
+    assert run["tokens"] == run["curve"][-1]["tokens"] == 30 * 4 * 8 and run["cpu_s"] == run["curve"][-1]["cpu_s"] > 0
+    assert run["val_loss"] == pytest.approx(run["curve"][-1]["val_loss"], rel=1e-6)  # the split has fewer than 64
+    assert run["curve"][-1]["val_loss"] < run["curve"][0]["val_loss"]
+
+
+def test_where_a_curve_is_at_a_loss_first() -> None:
+    curve = _run(40, 3.0)["curve"]
+    assert curves.reach(curve, 4.5) == pytest.approx((250, 25))
+    assert curves.reach(curve, 6.0) == pytest.approx((100, 10))
+    assert curves.reach(curve, 2.9) is None
+
+
+def test_the_table_and_the_page_say_how_far_ours_was_at_the_references_last_loss(tmp_path: Path) -> None:
+    reference, better, worse = _run(40, 4.0), _run(20, 3.0), _run(20, 4.5)
+    told = curves.table({"nanoGPT": reference, "raymill": better})
+    assert "4.0000, after 300 tokens, 15 CPU-s: ratios 1.33 and 2.67" in told
+    assert "never is at the reference's last loss, 4.0000" in curves.table({"nanoGPT": reference, "raymill": worse})
+    curves.draw({"nanoGPT": reference, "raymill": better}, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "CPU-seconds" in page and 'src="http' not in page
 
 
 def test_the_median_of_the_seeds_decides() -> None:
@@ -112,7 +161,11 @@ def test_a_missed_target_has_no_figure_and_says_so() -> None:
 
 
 def _run(cpu_s: float, loss: float) -> dict[str, Any]:
-    return {"cpu_s": cpu_s, "val_loss": loss, "parameters": 1, "steps": 1, "tokens": 1}
+    curve = [
+        {"tokens": 100 * (number + 1), "cpu_s": cpu_s * (number + 1) / 4, "val_loss": value}
+        for number, value in enumerate((loss + 3, loss + 2, loss + 1, loss))
+    ]
+    return {"cpu_s": cpu_s, "val_loss": loss, "parameters": 1, "steps": 1, "tokens": 400, "curve": curve}
 
 
 @torch.no_grad()

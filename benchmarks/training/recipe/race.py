@@ -29,13 +29,9 @@ from benchmarks.training.recipe import settings
 
 REFERENCE = "nanoGPT"
 CURVES = "race.json"
+_SIZE = "race"
 _SEEDS = (0, 1, 2)
 _ROOT = Path(__file__).parents[3]
-_JOB = {
-    "name": "race",
-    "prepare": {"sources": ["builtin:python"], "val_fraction": 0.05},
-    "tokenize": {"vocab_size": settings.VOCAB_SIZE},
-}
 _INDEX = "tokenize-*/index.json"
 _RUN_LIMIT_S = 3600
 
@@ -61,25 +57,29 @@ class Race:
 def run(quick: bool, cache: Path) -> list[Row]:
     """The row of the race: three seeds, or with `quick` the first one (4 minutes)."""
     folder = cache / "race"
-    shards = make_shards(folder)
-    raced = race(shards, _SEEDS[:1] if quick else _SEEDS)
-    facts = {"target": raced.target, "reached": raced.reached, "settings": settings.OURS.model_dump(mode="json")}
-    facts |= {"reference": asdict(settings.REFERENCE), "runs": asdict(raced)}
+    shards = make_shards(folder, _SIZE)
+    raced, size = race(shards, _SEEDS[:1] if quick else _SEEDS), settings.SIZES[_SIZE]
+    facts = {"target": raced.target, "reached": raced.reached, "settings": size.ours.model_dump(mode="json")}
+    facts |= {"reference": asdict(size.reference), "runs": asdict(raced)}
     (folder / CURVES).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
     return [row(raced)]
 
 
-def make_shards(folder: Path) -> Path:
-    """The tokens both sides read, made where they are not there yet and kept from then on."""
-    made = folder / "runs" / "race"
+def make_shards(folder: Path, size: str) -> Path:
+    """The tokens both sides read at a size, made where they are not there yet and kept from then on."""
+    made = folder / "runs" / size
     if not list(made.glob(_INDEX)):
         folder.mkdir(parents=True, exist_ok=True)
-        job = folder / "job.yaml"
-        job.write_text(yaml.safe_dump(_JOB, sort_keys=False), "utf-8")
+        job = folder / f"{size}.yaml"
+        stages = {
+            "prepare": {"sources": ["builtin:python"], "val_fraction": 0.05},
+            "tokenize": {"vocab_size": settings.SIZES[size].shape.vocab_size},
+        }
+        job.write_text(yaml.safe_dump({"name": size} | stages, sort_keys=False), "utf-8")
         command = [sys.executable, "-m", "raymill.cli", "run", job.name, "--no-serve"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if done.returncode != 0:
-            raise RuntimeError(f"the tokens of the race could not be made: {(done.stdout + done.stderr)[-500:]}")
+            raise RuntimeError(f"the tokens of {size} could not be made: {(done.stdout + done.stderr)[-500:]}")
     (index,) = made.glob(_INDEX)
     return index.parent
 
@@ -90,13 +90,17 @@ def race(shards: Path, seeds: Sequence[int]) -> Race:
     for seed in seeds:
         say(f"  seed {seed}")
         sides = [_side(name, shards, seed) for name in found]
-        environment = {"PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
-        outcomes = take_turns(sides, 1, _tell, _RUN_LIMIT_S, environment)
+        outcomes = take_turns(sides, 1, _tell, _RUN_LIMIT_S, import_path())
         for name, outcome in outcomes.items():
             if outcome.failure is not None:
                 raise RuntimeError(f"{name} failed: {outcome.failure}")
             found[name] += outcome.rounds
     return Race(found[OURS], found[REFERENCE])
+
+
+def import_path() -> dict[str, str]:
+    """What a side's process needs to find this package."""
+    return {"PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def row(raced: Race) -> Row:

@@ -1,7 +1,8 @@
 """One run of one side, in a process of its own: trains to the end and says what it took, as one line of JSON.
 
 Timed are the steps alone, from reading the batch to the changed weights, in CPU-seconds of this process; one step
-before the run, on a model that is thrown away, pays for what libraries do once. Validations stand outside the time.
+before the run, on a model that is thrown away, pays for what libraries do once. Validations stand outside the time;
+those on the way are of the same few sequences, and each is told as it comes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +26,6 @@ from raymill.dataset.shards import TokenStream
 
 _SEQUENCES_AT_ONCE = 16
 _SEQUENCES_ON_THE_WAY = 64
-_POINTS = 8
 
 
 class Trainer(Protocol):
@@ -37,12 +39,12 @@ class Trainer(Protocol):
     def logits(self, ids_BT: Tensor) -> Tensor: ...
 
 
-def build(side: str, shards: Path, seed: int) -> tuple[Trainer, int, int]:
+def build(side: str, size: settings.Size, shards: Path, seed: int) -> tuple[Trainer, int, int]:
     """The trainer of a side, its steps, and the tokens of a step."""
     stream = TokenStream(shards, "train")
     vocab_size = stream.index.vocab_size
     if side == "raymill":
-        config = settings.OURS
+        config = size.ours
         loader = Loader(
             stream,
             seq_len=config.model.max_seq_len,
@@ -52,15 +54,17 @@ def build(side: str, shards: Path, seed: int) -> tuple[Trainer, int, int]:
         )
         tokens = config.global_batch_size * config.model.max_seq_len
         return ours.Trainer(config, vocab_size, loader, seed), config.steps, tokens
-    recipe, shape = settings.REFERENCE, settings.reference_shape(vocab_size)
+    recipe, shape = size.reference, replace(size.shape, vocab_size=vocab_size)
     loader = Loader(stream, seq_len=shape.max_seq_len, global_batch_size=recipe.batch_size, seed=seed)
     return nanogpt.Trainer(shape, recipe, loader, seed), recipe.steps, recipe.batch_size * shape.max_seq_len
 
 
-def train(side: str, shards: Path, seed: int) -> dict[str, Any]:
-    """The run's CPU-seconds, its loss over the whole val split in nats, and the way there."""
-    build(side, shards, seed)[0].step(0)
-    trainer, steps, tokens = build(side, shards, seed)
+def train(
+    side: str, size: settings.Size, shards: Path, seed: int, final_sequences: int | None = None
+) -> dict[str, Any]:
+    """The run's CPU-seconds, its loss in nats over the whole val split or `final_sequences` of it, and the way there."""
+    build(side, size, shards, seed)[0].step(0)
+    trainer, steps, tokens = build(side, size, shards, seed)
     val = TokenStream(shards, "val")
     cpu_s = 0.0
     curve = []
@@ -69,12 +73,13 @@ def train(side: str, shards: Path, seed: int) -> dict[str, Any]:
         trainer.step(number)
         cpu_s += time.process_time() - began
         done = number + 1
-        if done % max(1, steps // _POINTS) == 0 or done == steps:
-            loss = validate(trainer, val, None if done == steps else _SEQUENCES_ON_THE_WAY)
+        if done % max(1, steps // size.points) == 0 or done == steps:
+            loss = validate(trainer, val, _SEQUENCES_ON_THE_WAY)
             curve.append({"step": done, "tokens": done * tokens, "cpu_s": cpu_s, "val_loss": loss})
+            print(f"    {done * tokens:,} tokens, {cpu_s:.1f} CPU-s: {loss:.4f}", file=sys.stderr, flush=True)
     return {
         "cpu_s": cpu_s,
-        "val_loss": curve[-1]["val_loss"],
+        "val_loss": validate(trainer, val, final_sequences),
         "steps": steps,
         "tokens": steps * tokens,
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
@@ -104,11 +109,19 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--core", type=int)
+    parser.add_argument("--size", choices=tuple(settings.SIZES), default="race")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--tokens", type=int)
+    parser.add_argument("--points", type=int, help="validations on the way")
+    parser.add_argument("--final-sequences", type=int, help="of the val split, at the end; all by default")
     options = parser.parse_args()
     if options.core is not None:
         os.sched_setaffinity(0, {options.core})
     torch.set_num_threads(1)
-    print(json.dumps(train(options.side, options.shards, options.seed)))
+    size = settings.changed(settings.SIZES[options.size], options.learning_rate, options.batch_size, options.tokens)
+    size = replace(size, points=options.points or size.points)
+    print(json.dumps(train(options.side, size, options.shards, options.seed, options.final_sequences)))
 
 
 if __name__ == "__main__":
