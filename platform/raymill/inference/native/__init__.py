@@ -1,0 +1,31 @@
+"""The step in C++: sources, compiled once on each node, and the one way to get at them.
+
+`library()` gives the compiled sources as a ctypes library, or None where there is no compiler: the torch step serves then.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+
+from raymill.errors import MachineError
+from raymill.inference.native.build import Target, best_target, built_library
+
+__all__ = ["library"]
+
+_log = logging.getLogger(__name__)
+
+
+@functools.cache
+def library(target: Target | None = None) -> ctypes.CDLL | None:
+    """The sources of this folder, compiled for `target`, by default the best that this CPU runs; None without a compiler.
+
+    The first call on a node compiles (about 20 s); later ones load what lies in the cache (3 ms). A call through the
+    library releases Python's lock.
+    """
+    try:
+        return ctypes.CDLL(str(built_library(target or best_target())))
+    except (MachineError, OSError) as error:
+        _log.warning("the native step cannot be used; the slower torch step serves instead\n%s", error)
+        return None
