@@ -22,15 +22,15 @@ def test_no_warmup_begins_at_the_peak() -> None:
     assert scales(10, name="cosine", warmup_steps=0)[0] == 1.0
 
 
-def test_cosine_is_half_way_in_the_middle_and_at_the_fraction_at_the_end() -> None:
-    found = scales(21, name="cosine", warmup_steps=0, final_fraction=0.2)
+def test_cosine_is_half_way_in_the_middle() -> None:
+    found = scales(20, name="cosine", warmup_steps=0, final_fraction=0.2)
     assert found[5] == pytest.approx(0.2 + 0.8 * (0.5 + 0.5 * 2**-0.5))
     assert found[10] == pytest.approx(0.6)
-    assert found[20] == pytest.approx(0.2)
+    assert found[15] == pytest.approx(0.2 + 0.8 * (0.5 - 0.5 * 2**-0.5))
 
 
 def test_linear_falls_in_equal_steps() -> None:
-    assert scales(6, name="linear", warmup_steps=1, final_fraction=0.2) == pytest.approx([1, 1, 0.8, 0.6, 0.4, 0.2])
+    assert scales(6, name="linear", warmup_steps=2, final_fraction=0.2) == pytest.approx([0.5, 1, 1, 0.8, 0.6, 0.4])
 
 
 def test_step_multiplies_at_each_milestone() -> None:
@@ -40,11 +40,16 @@ def test_step_multiplies_at_each_milestone() -> None:
 
 def test_wsd_is_constant_and_then_falls_linearly() -> None:
     found = scales(10, name="wsd", warmup_steps=2, decay_fraction=0.4, final_fraction=0.0)
-    assert found == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0])
+    assert found == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
 
 
-def test_wsd_ends_at_the_fraction() -> None:
-    assert scales(10, name="wsd", warmup_steps=0, decay_fraction=0.2, final_fraction=0.5)[-2:] == [0.75, 0.5]
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
+def test_the_fraction_is_what_a_step_after_the_last_would_have(name: str) -> None:
+    settings = {"name": name, "warmup_steps": 3, "decay_fraction": 0.2}
+    for final_fraction in (0.0, 0.5):
+        config = ScheduleConfig(**settings, final_fraction=final_fraction)
+        assert learning_rate_scale(20, 20, config) == pytest.approx(final_fraction)
+        assert learning_rate_scale(19, 20, config) > final_fraction
 
 
 def test_a_run_shorter_than_its_warmup_only_rises() -> None:
@@ -52,7 +57,7 @@ def test_a_run_shorter_than_its_warmup_only_rises() -> None:
 
 
 def test_a_run_of_one_step_has_the_peak() -> None:
-    for name in ("cosine", "linear", "step"):
+    for name in ("cosine", "linear", "step", "wsd"):
         assert scales(1, name=name, warmup_steps=0) == [1.0]
 
 

@@ -38,7 +38,7 @@ class OptimizerConfig(Config):
 
 
 class ScheduleConfig(Config):
-    """Linear warmup to the peak rate, then by name down to a fraction of it at the last step."""
+    """Linear warmup to the peak rate, then by name down towards a fraction of it."""
 
     name: Literal["cosine", "linear", "step", "wsd"] = "cosine"
     """cosine: half a cosine (Loshchilov and Hutter 2017); linear; step: times factor at each milestone; wsd: constant,
@@ -46,7 +46,7 @@ class ScheduleConfig(Config):
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     """Steps over which the rate rises linearly to its peak."""
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Rate at the last step over the peak rate (cosine, linear, wsd)."""
+    """Rate at the end of the run over the peak rate (cosine, linear, wsd); the last step's is a little above it."""
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the steps over which wsd decays."""
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.75)
