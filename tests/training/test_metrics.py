@@ -72,16 +72,16 @@ def test_a_figure_that_is_no_number_leaves_the_file_plain_json(tmp_path: Path) -
 def test_steps_that_will_be_redone_are_forgotten_in_both_files(tmp_path: Path) -> None:
     write_run(tmp_path, 10, validated=(3, 6, 9))
     before = (tmp_path / METRICS).read_bytes()
-    assert truncate_metrics(tmp_path, 7) == 0.2 * 7
+    truncate_metrics(tmp_path, 7)
     assert steps_of(tmp_path / METRICS) == list(range(1, 8))
     assert steps_of(tmp_path / VALIDATION) == [3, 6]
     assert before.startswith((tmp_path / METRICS).read_bytes())
 
 
 def test_a_run_that_begins_anew_keeps_nothing(tmp_path: Path) -> None:
-    assert truncate_metrics(tmp_path, 0) == 0.0
+    truncate_metrics(tmp_path, 0)
     write_run(tmp_path, 2, validated=(1,))
-    assert truncate_metrics(tmp_path, 0) == 0.0
+    truncate_metrics(tmp_path, 0)
     assert steps_of(tmp_path / METRICS) == steps_of(tmp_path / VALIDATION) == []
 
 

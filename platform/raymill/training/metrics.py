@@ -3,8 +3,9 @@
     metrics.jsonl      a StepMetrics per step, written as the step ends
     validation.jsonl   a ValidationMetrics per validation, written later than its step: validation runs beside training
 
-Steps rise in both files. A kill leaves at most one torn line at the end, which every reader passes over and `truncate`
-removes. A figure that is no number (the loss of a step that went wrong) is null in the file. Costs 25 us per line.
+Steps rise in both files. A kill leaves at most one torn line at the end, which every reader passes over and
+`truncate_metrics` removes. A figure that is no number (the loss of a step that went wrong) is null in the file. A line
+costs 25 us.
 """
 
 from __future__ import annotations
@@ -93,26 +94,16 @@ def last_metrics(path: Path) -> dict[str, Any] | None:
     return row
 
 
-def truncate_metrics(folder: Path, step: int) -> float:
-    """Forgets in both files of `folder` the steps after `step`, which will be redone.
-
-    Returns the seconds of training spent on the steps that are kept.
-    """
-    _truncate(folder / VALIDATION, step)
-    last = _truncate(folder / METRICS, step)
-    return float(last["elapsed_s"]) if last is not None else 0.0
-
-
-def _truncate(path: Path, step: int) -> dict[str, Any] | None:
-    """Cuts a file behind the last row up to `step`, and returns that row."""
-    last, kept_bytes = None, 0
-    for row, end in _rows(path):
-        if row["step"] > step:
-            break
-        last, kept_bytes = row, end
-    if path.exists():
-        os.truncate(path, kept_bytes)
-    return last
+def truncate_metrics(folder: Path, step: int) -> None:
+    """Forgets in both files of `folder` the steps after `step`, which will be redone."""
+    for path in (folder / VALIDATION, folder / METRICS):
+        kept_bytes = 0
+        for row, end in _rows(path):
+            if row["step"] > step:
+                break
+            kept_bytes = end
+        if path.exists():
+            os.truncate(path, kept_bytes)
 
 
 def _rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
