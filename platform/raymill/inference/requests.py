@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from raymill.inference.sampling import Sampling
+from raymill.inference.sampling import Sampling, TokenLogprob
 from raymill.inference.step import Floats
 
 if TYPE_CHECKING:
@@ -42,17 +42,6 @@ class Request:
     """What the completion must conform to."""
     adapter: str | None = None
     """The LoRA adapter that is added to the model."""
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """One token and what the model thought of it, before temperature, penalties and cuts."""
-
-    token: int
-    logprob: float | None
-    """Nats; None for a prompt's first token, which nothing precedes."""
-    top: tuple[tuple[int, float], ...] = ()
-    """The likeliest (id, nats), likeliest first."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,14 @@
-"""Choosing the next token: greedy, or a draw from the softmax cut by temperature, top_k and top_p.
+"""Choosing the next token: rows of logits and one `Sampler` per request in, ids (and log probabilities) out.
 
-A draw is a pure function of the row's logits, the request's seed and the token's number in the completion: it does not
-depend on the batch, on earlier draws or on a generator's state, so a completion can be taken up again at any token.
+What is done to a row, in this order: log probabilities are taken of the raw logits; then the grammar's mask, logit_bias,
+repetition, frequency and presence penalty, temperature, top_k, min_p, top_p, and the draw. Temperature 0 takes the
+largest after the penalties; among equals the lowest id is first everywhere.
 
-Cost: greedy one argmax for the whole batch; a draw about 40 us at vocabulary 4,096. The 128 likeliest tokens are looked
-at first; all are sorted only when the draw falls beyond them (a full sort at 32,000 costs 3.7 ms, more than a model step).
+A draw is a pure function of the row's logits, the request's settings and tokens, its seed and the token's number in the
+completion: it does not depend on the batch, on earlier draws or on a generator's state, so a completion can be taken up
+again at any token. It is counted in whole numbers: a token weighs round(2**43 * exp((logit - largest) / temperature)), so
+cuts and draws are sums of integers that no order of addition changes, and compiled code (native/sample.cpp) and numpy
+(draws.py) take the same token.
 """
 
 from __future__ import annotations
@@ -13,32 +17,104 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
-_LIKELIEST = 128
+from raymill.inference import draws
+from raymill.inference.grammar import Match
+from raymill.inference.step import Floats
+
+NO_TOKEN = -1
+"""Chosen where nothing can be: the row's logits are not finite, or the grammar allows no token."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one request's tokens are chosen."""
+    """How one request's tokens are chosen. The defaults draw from the model's own distribution."""
 
     temperature: float = 1.0
-    """0 is greedy; above, logits are divided by it."""
+    """Logits are divided by it; from 0 (greedy) to 2."""
     top_p: float = 1.0
-    """Draw from the fewest tokens whose probabilities sum to at least this."""
+    """Draw from the fewest tokens whose probabilities sum to at least this; from 0 to 1 (1 cuts nothing)."""
     top_k: int | None = None
-    """Draw from this many likeliest tokens at most."""
+    """Draw from this many likeliest tokens at most; from 1."""
+    min_p: float = 0.0
+    """Draw from tokens at least this many times as likely as the likeliest; from 0 (cuts nothing) to 1."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of each token that the completion has; from -2 to 2."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's logit for each time that the completion has it; from -2 to 2."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens in prompt or completion are divided by it, negative ones multiplied (Keskar et al. 2019, CTRL,
+    arXiv:1909.05858); above 0 to 2, 1 changes nothing."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(id, what is added to its logit), each id once and below the vocabulary's size; added numbers from -100 to 100."""
     seed: int = 0
+    """Any whole number; the same seed draws the same completion."""
 
 
-def choose(logits_NV: Tensor, samplings: Sequence[Sampling], numbers: Sequence[int]) -> list[int]:
-    """The next id of each row; `numbers[i]` counts the tokens row i's completion already has."""
-    chosen: list[int] = logits_NV.argmax(-1).tolist()
-    for row, (sampling, number) in enumerate(zip(samplings, numbers, strict=True)):
-        if sampling.temperature > 0:
-            chosen[row] = _draw(logits_NV[row], sampling, uniform(sampling.seed, number))
-    return chosen
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One token and what the model thought of it, before temperature, penalties and cuts."""
+
+    token: int
+    logprob: float | None
+    """Nats; None for a prompt's first token, which nothing precedes."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest (id, nats), likeliest first."""
+
+
+class Sampler:
+    """The choice of one request's tokens: its settings, and what of its tokens the penalties and the grammar need."""
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt_ids: tuple[int, ...] = (),
+        match: Match | None = None,
+        logprobs: int | None = None,
+    ) -> None:
+        self.sampling, self.match, self.logprobs = sampling, match, logprobs
+        self.number = 0
+        """Tokens that the completion has."""
+        self.counts: dict[int, int] = {}
+        """How often the completion has each token that the penalties touch."""
+        self._penalizes = bool(
+            sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0
+        )
+        if sampling.repetition_penalty != 1.0:
+            self.counts = dict.fromkeys(prompt_ids, 0)
+        self.is_plain = (
+            not sampling.temperature
+            and not self._penalizes
+            and not sampling.logit_bias
+            and match is None
+            and logprobs is None
+        )
+        """Whether the largest logit is all that is asked for."""
+
+    def push(self, token: int) -> None:
+        """Takes the token that came. ValueError where the grammar forbids it."""
+        if self.match is not None:
+            self.match.advance(token)
+        self.number += 1
+        if self._penalizes:
+            self.counts[token] = self.counts.get(token, 0) + 1
+
+
+def choose(
+    logits_NV: Floats, rows: Sequence[int], samplers: Sequence[Sampler]
+) -> list[tuple[int, TokenLogprob | None]]:
+    """The next id of logits row rows[i] for samplers[i], and its log probability where that is asked for.
+
+    NO_TOKEN where a row has no choice. Changes neither the logits nor the samplers: `Sampler.push` what is taken.
+    """
+    return [_choose(logits_NV[row], sampler) for row, sampler in zip(rows, samplers, strict=True)]
+
+
+def score(logits_NV: Floats, targets: Sequence[int], top: int) -> list[TokenLogprob]:
+    """How likely each row holds its target, with the `top` likeliest beside it."""
+    assert len(logits_NV) == len(targets)
+    return [TokenLogprob(token, *draws.logprob(row, token, top)) for row, token in zip(logits_NV, targets, strict=True)]
 
 
 def uniform(seed: int, number: int) -> float:
@@ -47,22 +123,41 @@ def uniform(seed: int, number: int) -> float:
     return (int.from_bytes(digest) >> 11) * 2.0**-53
 
 
-def _draw(logits_V: Tensor, sampling: Sampling, point: float) -> int:
-    """Inverse transform over the tokens, likeliest first: temperature, then top_k, then top_p."""
-    scaled_V = logits_V.double() / sampling.temperature
-    total = torch.logsumexp(scaled_V, -1)
-    limit = min(sampling.top_k or len(scaled_V), len(scaled_V))
-    first = limit if sampling.top_k else min(_LIKELIEST, limit)
-    for count in (first, limit):
-        top, ids = torch.topk(scaled_V, count)
-        reached = (top - total).exp().cumsum(-1)
-        last = float(reached[-1])
-        kept = last if count == limit else 1.0
-        if sampling.top_p < 1:
-            nucleus = sampling.top_p * kept
-            if last < nucleus and count < limit:
-                continue
-            kept = float(reached[min(int(torch.searchsorted(reached, nucleus)), count - 1)])
-        if point * kept < last or count == limit:
-            return int(ids[min(int(torch.searchsorted(reached, point * kept, right=True)), count - 1)])
-    raise AssertionError("the second pass looks at every token that is kept")
+def _choose(logits_V: Floats, sampler: Sampler) -> tuple[int, TokenLogprob | None]:
+    if not np.isfinite(logits_V).all():
+        return NO_TOKEN, None
+    edited_V = _edit(logits_V, sampler)
+    largest = int(edited_V.argmax())
+    if edited_V[largest] == -np.inf:
+        return NO_TOKEN, None
+    sampling = sampler.sampling
+    token = largest
+    if sampling.temperature:
+        weights_V = draws.weigh(edited_V, sampling.temperature)
+        point = uniform(sampling.seed, sampler.number)
+        token = draws.draw(weights_V, sampling.top_k, sampling.min_p, sampling.top_p, point)
+    if sampler.logprobs is None:
+        return token, None
+    return token, TokenLogprob(token, *draws.logprob(logits_V, token, sampler.logprobs))
+
+
+def _edit(logits_V: Floats, sampler: Sampler) -> Floats:
+    if sampler.is_plain:
+        return logits_V
+    sampling, edited_V = sampler.sampling, logits_V.copy()
+    if sampler.match is not None:
+        edited_V[~draws.allowed(sampler.match.mask(), len(edited_V))] = -np.inf
+    if sampling.logit_bias:
+        ids, biases = zip(*sampling.logit_bias, strict=True)
+        draws.add(edited_V, np.array(ids), np.array(biases))
+    if sampler.counts:
+        ids, counts = np.array(list(sampler.counts)), np.array(list(sampler.counts.values()))
+        draws.penalize(
+            edited_V,
+            ids,
+            counts,
+            sampling.repetition_penalty,
+            sampling.frequency_penalty,
+            sampling.presence_penalty,
+        )
+    return edited_V
