@@ -18,11 +18,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-import torch
-
 from raymill.errors import RequestError
 from raymill.inference.requests import EngineStats, FinishReason, Request, TokenEvent
-from raymill.inference.sampling import Sampling, choose
+from raymill.inference.sampling import Sampler, Sampling, choose
 from raymill.inference.scheduler import Plan, Progression, Scheduler
 from raymill.inference.step import Floats, ModelStep, is_finite
 from raymill.inference.stream import Stream
@@ -40,6 +38,7 @@ class _Running:
     progression: Progression
     stream: Stream
     text: TextStream
+    sampler: Sampler
 
 
 class BatchingEngine:
@@ -87,7 +86,9 @@ class BatchingEngine:
         """Queues a request and returns the stream of its events."""
         self._check(request)
         progression = Progression(request.id, list(request.prompt_ids), len(request.prompt_ids))
-        running = _Running(request, progression, Stream(), TextStream(self._make_decoder(), request.stop))
+        match = request.grammar.start() if request.grammar else None
+        sampler = Sampler(request.sampling, request.prompt_ids, match, request.logprobs)
+        running = _Running(request, progression, Stream(), TextStream(self._make_decoder(), request.stop), sampler)
         with self._work:
             if self._closed:
                 raise RequestError("this replica is shutting down", status=503, fix="send the request again")
@@ -177,13 +178,12 @@ class BatchingEngine:
         output = self._step(plan.chunks, self._scheduler.table)
         if not is_finite(output):
             raise FloatingPointError("the model gave NaN or infinite logits")
-        samplings, numbers = [], []
+        samplers = []
         for progression, chunk in zip(plan.sequences, plan.chunks, strict=True):
             if chunk.num_logits:
                 running = self._requests.get(progression.request_id)
-                samplings.append(running.request.sampling if running else Sampling(temperature=0))
-                numbers.append(len(progression.ids) - progression.prompt_tokens)
-        return choose(torch.from_numpy(output.logits_NV), samplings, numbers)
+                samplers.append(running.sampler if running else Sampler(Sampling(temperature=0)))
+        return [token for token, _ in choose(output.logits_NV, range(len(samplers)), samplers)]
 
     def _deliver(self, plan: Plan, chosen: list[int]) -> bool:
         """Hands each token to its request; False when one of them could not take it."""
@@ -202,6 +202,7 @@ class BatchingEngine:
         return whole
 
     def _advance(self, running: _Running, token: int) -> None:
+        running.sampler.push(token)
         running.progression.ids.append(token)
         made = len(running.progression.ids) - running.progression.prompt_tokens
         if token in running.request.stop_ids:
