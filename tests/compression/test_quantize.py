@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from raymill.compression import quantize
+from raymill.compression import int8
 from raymill.compression.quantize import (
     Int8Linear,
     load_served_model,
@@ -65,7 +65,7 @@ def test_without_vnni_the_same_integers_are_multiplied(monkeypatch):
     layer = Int8Linear(*quantize_rows(torch.randn(48, 64, generator=generator)))
     x = torch.randn(3, 64, generator=generator)
     fast = layer(x)
-    monkeypatch.setattr(quantize, "has_int8_products", lambda device: False)
+    monkeypatch.setattr(int8, "has_int8_products", lambda device: False)
     assert torch.allclose(layer(x), fast, rtol=1e-6, atol=1e-7)
 
 

@@ -1,17 +1,10 @@
-"""int8: a Transformer's matrices in a quarter of their size, and the layers that run them.
+"""Quantization of a whole model: its matrices replaced by integers, written to disk, and read again.
 
-In: a full-precision Transformer. Out: the same Transformer, its matrices int8 with one fp32 scale per output channel
-(symmetric, round to nearest). Activations are quantized per token as they come (LLM.int8, SmoothQuant's baseline), so
-a product is int8 x int8 summed exactly in int32: the result for one token does not depend on its neighbours in a batch.
+In: a full-precision Transformer. Out: the same Transformer with the layers of int8.py or int4.py; norms, biases and
+learned positions stay fp32. On disk everything has Llama's names; format.py says how. A tied embedding is stored once,
+int8: the head multiplies it, a look-up dequantizes rows.
 
-On a CPU with VNNI `torch._int_mm` runs a 256 x 1024 product of one row in 6 us where fp32 needs 26. Elsewhere the same
-integers are multiplied as fp32: right, without the speed. Weight-only int8 is never used: on CPUs it is slower than fp32.
-
-On disk: `<name>.weight` int8 (N, K) and `<name>.weight_scale` fp32 (N, 1) in model.safetensors, norms, biases and
-learned positions fp32, all under Llama's names, and `quantization` in config.json. A tied embedding is stored once, int8:
-the head multiplies it, a look-up dequantizes rows.
-
-Shapes: N output channels, K input channels, M rows (tokens), V vocab_size, D model_dim.
+Without calibration every weight is rounded to the nearest integer: seconds for 125 M parameters. With it GPTQ decides.
 """
 
 from __future__ import annotations
@@ -22,116 +15,88 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from raymill.compression.calibrate import Calibration, Walk, readers
+from raymill.compression.format import QUANTIZATION, Quantization, read_quantization
+from raymill.compression.gptq import round_with_moments
+from raymill.compression.int4 import HIGHEST, LOWEST, Int4Linear, group_scales, pack, quantize_groups
+from raymill.compression.int8 import Int8Embedding, Int8Linear, quantize_rows, row_scales
 from raymill.errors import ArtifactError
 from raymill.model.files import CONFIG, WEIGHTS, read_config, read_model_config, write_config
 from raymill.model.linear import Linear
 from raymill.model.rope import rotary_tables
-from raymill.model.transformer import Transformer
+from raymill.model.transformer import Block, Transformer
 from raymill.model.weights import load_model, read_tensors, save_tensors
 
-QUANTIZATION = {"method": "int8", "weights": "int8 per output channel", "activations": "int8 per token, dynamic"}
-_SMALLEST = 1e-12
-"""Scale of a row of zeros; any positive number does."""
+INT8 = Quantization("int8")
 
 
-class Int8Linear(nn.Module):
-    """A linear layer: int8 weights, activations quantized per row as they come; a bias is added in fp32."""
+@torch.no_grad()
+def quantize_model(
+    model: Transformer, quantization: Quantization = INT8, calibration: Calibration | None = None
+) -> None:
+    """Replaces every matrix of `model` in place. A tied head and embedding keep sharing one matrix.
 
-    weight: Tensor
-    weight_scale: Tensor
-    bias: Tensor | None
-
-    def __init__(self, weight_NK: Tensor, weight_scale_N1: Tensor, bias_N: Tensor | None = None) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight_NK)
-        self.register_buffer("weight_scale", weight_scale_N1)
-        self.register_buffer("bias", bias_N)
-        self._as_float: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., K) fp32 -> (..., N) fp32."""
-        quantized, scale = quantize_rows(x.reshape(-1, x.shape[-1]))
-        y_MN = self._product(quantized).float().mul_(self.weight_scale.view(1, -1))
-        y_MN.mul_(scale)
-        if self.bias is not None:
-            y_MN.add_(self.bias)
-        return y_MN.view(*x.shape[:-1], -1)
-
-    def _product(self, x_MK: Tensor) -> Tensor:
-        if has_int8_products(x_MK.device):
-            return torch._int_mm(x_MK, self.weight.t())
-        if self._as_float is None or self._as_float.device != x_MK.device:
-            self._as_float = self.weight.float()
-        return x_MK.float() @ self._as_float.t()
+    UsageError where the model's matrices do not divide into groups.
+    """
+    quantization.check_fits(model.config)
+    embedding = quantize_rows(model.model.embed_tokens.weight.detach())
+    head = embedding if model.config.tie_embeddings else quantize_rows(model.lm_head.weight.detach())
+    model.model.embed_tokens = cast(nn.Embedding, Int8Embedding(*embedding))
+    model.lm_head = cast(Linear, Int8Linear(*head))
+    walk = None if calibration is None else Walk(model, calibration)
+    for block in cast("list[Block]", model.model.layers):
+        for part, names in readers(block):
+            moments = None if walk is None else walk.moments(block, getattr(part, names[0]))
+            for name in names:
+                setattr(part, name, _quantize_layer(getattr(part, name), quantization, moments))
+        if walk is not None:
+            walk.advance(block)
 
 
-class Int8Embedding(nn.Module):
-    """Rows of an int8 matrix, dequantized as they are looked up."""
-
-    weight: Tensor
-    weight_scale: Tensor
-
-    def __init__(self, weight_VD: Tensor, weight_scale_V1: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight_VD)
-        self.register_buffer("weight_scale", weight_scale_V1)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.weight[ids] * self.weight_scale[ids]
-
-
-def quantize_rows(x_MK: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 values and the fp32 scale (M, 1) of each row: x is about values * scale, symmetric around zero."""
-    scale_M1 = torch.linalg.vector_norm(x_MK, torch.inf, dim=-1, keepdim=True).div_(127.0).clamp_min_(_SMALLEST)
-    return (x_MK / scale_M1).round_().to(torch.int8), scale_M1
+def _quantize_layer(layer: nn.Linear, quantization: Quantization, moments_KK: Tensor | None) -> nn.Module:
+    weight_NK = layer.weight.detach()
+    bias_N = None if layer.bias is None else layer.bias.detach()
+    if quantization.method == "int8":
+        if moments_KK is None:
+            return Int8Linear(*quantize_rows(weight_NK), bias_N)
+        scale_N1 = row_scales(weight_NK)
+        values_NK = round_with_moments(weight_NK, scale_N1.expand_as(weight_NK), moments_KK, -127, 127)
+        return Int8Linear(values_NK.to(torch.int8), scale_N1, bias_N)
+    size = quantization.group_size
+    if moments_KK is None:
+        return Int4Linear(*quantize_groups(weight_NK, size), bias_N)
+    scale_NJ = group_scales(weight_NK, size, moments_KK.diagonal())
+    scale_NK = scale_NJ.float().repeat_interleave(size, dim=1)
+    return Int4Linear(pack(round_with_moments(weight_NK, scale_NK, moments_KK, LOWEST, HIGHEST)), scale_NJ, bias_N)
 
 
-def has_int8_products(device: torch.device) -> bool:
-    """Whether `torch._int_mm` is fast here."""
-    return device.type == "cpu" and bool(torch.cpu._is_vnni_supported())
-
-
-def quantize_model(model: Transformer) -> None:
-    """Replaces every matrix of `model` in place. A tied head and embedding keep sharing one matrix."""
-    with torch.no_grad():
-        for part in model.model.layers.modules():
-            for name, layer in list(part.named_children()):
-                if isinstance(layer, nn.Linear):
-                    bias = None if layer.bias is None else layer.bias.detach()
-                    setattr(part, name, Int8Linear(*quantize_rows(layer.weight.detach()), bias))
-        embedding = quantize_rows(model.model.embed_tokens.weight.detach())
-        head = embedding if model.config.tie_embeddings else quantize_rows(model.lm_head.weight.detach())
-        model.model.embed_tokens = cast(nn.Embedding, Int8Embedding(*embedding))
-        model.lm_head = cast(Linear, Int8Linear(*head))
-
-
-def save_quantized(folder: Path, model: Transformer, end_id: int) -> None:
+def save_quantized(folder: Path, model: Transformer, end_id: int, quantization: Quantization = INT8) -> None:
     """Writes the weights and config of a quantized model."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_embeddings:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
     save_tensors(folder / WEIGHTS, tensors)
     config = model.config.to_hugging_face(model.vocab_size, end_id)
-    write_config(folder, {**config, "quantization": QUANTIZATION})
+    write_config(folder, {**config, QUANTIZATION: quantization.to_json()})
 
 
 def load_served_model(folder: Path) -> Transformer:
-    """Reads a checkpoint of either precision, ready for evaluation. ArtifactError when it is not whole."""
-    values = read_config(folder)
-    if "quantization" not in values:
+    """Reads a checkpoint of any precision, ready for evaluation; half precision is widened.
+
+    ArtifactError when it is not whole, or names a quantization that is not known.
+    """
+    quantization = read_quantization(read_config(folder), str(folder / CONFIG))
+    if quantization is None:
         return load_model(folder).requires_grad_(False).eval()
-    if values["quantization"].get("method") != "int8":
-        method = values["quantization"].get("method")
-        raise ArtifactError(f"{folder / CONFIG} names quantization {method!r}", fix="name an int8 or fp32 checkpoint")
-    return _load_int8(folder)
+    return _load_quantized(folder, quantization)
 
 
-def _load_int8(folder: Path) -> Transformer:
+def _load_quantized(folder: Path, quantization: Quantization) -> Transformer:
     config, vocab_size = read_model_config(folder)
     tensors = read_tensors(folder / WEIGHTS)
     with torch.device("meta"):  # names, shapes and types only: every tensor comes from the file
         model = Transformer(config, vocab_size).requires_grad_(False).eval()
-        quantize_model(model)
+        quantize_model(model, quantization)
     model.cos_TC, model.sin_TC = rotary_tables(config)
     if config.tie_embeddings:
         of_embedding = {name: tensor for name, tensor in tensors.items() if name.startswith("model.embed_tokens.")}

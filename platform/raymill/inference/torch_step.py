@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raymill.compression.quantize import Int8Linear
+from raymill.compression.int4 import Int4Linear
+from raymill.compression.int8 import Int8Linear
 from raymill.inference.kv_cache import PAGE_TOKENS, pages_for
 from raymill.inference.step import Chunk, Floats, PageTable, StepOutput
 from raymill.model.config import ModelConfig
@@ -235,14 +236,15 @@ def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return functional.silu(gate).mul_(up)
 
 
-def _join(*layers: nn.Linear | Int8Linear) -> nn.Module:
+def _join(*layers: nn.Linear | Int8Linear | Int4Linear) -> nn.Module:
     """One layer whose output is the others' outputs side by side."""
     weight = torch.cat([layer.weight for layer in layers])
     biases = [layer.bias for layer in layers if layer.bias is not None]
     bias = torch.cat(biases) if biases else None
-    scales = [layer.weight_scale for layer in layers if isinstance(layer, Int8Linear)]
+    scales = [layer.weight_scale for layer in layers if not isinstance(layer, nn.Linear)]
     if scales:
-        return Int8Linear(weight, torch.cat(scales), bias)
+        kind = Int4Linear if isinstance(layers[0], Int4Linear) else Int8Linear
+        return kind(weight, torch.cat(scales), bias)
     joined = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     joined.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
