@@ -1,16 +1,12 @@
 """The data card: what came in, what stayed and why the rest did not, as JSON and as one page a browser opens offline.
 
 `build_card` takes the counts that a prepared corpus left and gives plain JSON values, cleaned of what a page or a JSON
-file cannot hold. `render_card` makes the page from that and nothing else, the same bytes for the same card. The page
-needs no network: plotly.js stands in it (4.8 MB, nearly all of its size). Text from documents is data there, never
-markup: the template escapes everything, and the page's own policy forbids any script but its two by their hashes.
-Costs half a second, whatever the size of the corpus.
+file cannot hold. `render_card` makes the page (telemetry/page.py) from that and nothing else, the same bytes for the same
+card. Costs half a second, whatever the size of the corpus.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 import subprocess
@@ -24,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymill.artifact import write_atomic
+from raymill.telemetry.page import render_page
 
 SAMPLES_PER_REASON = 5
 EXCERPT_CHARS = 300
@@ -31,6 +28,7 @@ _LENGTH_BINS = 64
 _FILES_SHOWN = 200
 _GROUPS_SHOWN = 30
 _LABEL_CHARS = 60
+_TEMPLATE = Path(__file__).with_name("card.html.j2")
 _UNITS = ("KB", "MB", "GB", "TB")
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 """What no page and no JSON file should hold: control characters, marks that reorder text, halves of characters."""
@@ -143,35 +141,18 @@ def build_card(
 
 def render_card(card: Mapping[str, Any]) -> str:
     """The page, self-contained HTML."""
-    import jinja2
-    from plotly.offline import get_plotlyjs
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["count"] = lambda number: f"{number:,}"
-    environment.filters["size"] = size_in_words
-    environment.filters["share"] = _share
-    plots, drawing = _drawn(_figures(card))
-    library = get_plotlyjs()
-    return environment.get_template("card.html.j2").render(
-        card=card,
-        reasons=_reasons(card),
-        extras=_extras(card["account"]),
-        total=card["account"]["records"] + card["account"].get("pieces", 0),
-        config=json.dumps(card["lineage"]["config"], indent=2, ensure_ascii=False),
-        lengths=_length_rows(card["lengths"]),
-        plots=plots,
-        files_shown=_FILES_SHOWN,
-        groups_shown=_GROUPS_SHOWN,
-        library=_trusted(library),
-        drawing=_trusted(drawing),
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {_hash(library)} {_hash(drawing)}",
-    )
+    values = {
+        "card": card,
+        "reasons": _reasons(card),
+        "extras": _extras(card["account"]),
+        "total": card["account"]["records"] + card["account"].get("pieces", 0),
+        "config": json.dumps(card["lineage"]["config"], indent=2, ensure_ascii=False),
+        "lengths": _length_rows(card["lengths"]),
+        "files_shown": _FILES_SHOWN,
+        "groups_shown": _GROUPS_SHOWN,
+    }
+    filters = {"count": lambda number: f"{number:,}", "size": size_in_words, "share": _share}
+    return render_page(_TEMPLATE, values, _figures(card), filters)
 
 
 def write_page(folder: Path) -> None:
@@ -347,49 +328,6 @@ def _labels(names: Iterable[str]) -> list[str]:
             label += "'"
         labels.append(label)
     return labels
-
-
-_SCRIPT = re.compile(r"<script[^>]*>(.*?)</script>", re.DOTALL)
-
-
-def _drawn(figures: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Each plot's element, to be put where it belongs, and the one script that draws them all."""
-    from plotly.io import to_html
-
-    plots, scripts = {}, []
-    for name, figure in figures.items():
-        figure.update_layout(
-            template="none",
-            paper_bgcolor="rgba(0,0,0,0)",
-            plot_bgcolor="rgba(0,0,0,0)",
-            margin={"l": 8, "r": 8, "t": 24, "b": 32, "pad": 4},
-            font={"family": "system-ui, sans-serif", "size": 13},
-            xaxis={"automargin": True, "zeroline": False},
-            yaxis={"automargin": True, "zeroline": False},
-        )
-        markup = to_html(
-            figure,
-            config={"displayModeBar": False, "responsive": True},
-            include_plotlyjs=False,
-            full_html=False,
-            div_id=f"plot-{name}",
-            default_height=f"{figure.layout.height or 340}px",
-        )
-        scripts += _SCRIPT.findall(markup)
-        plots[name] = _trusted(_SCRIPT.sub("", markup))
-    return plots, "\n".join(scripts)
-
-
-def _trusted(markup: str) -> Any:
-    """Marks what this file and plotly wrote as no text to escape; nothing else passes here."""
-    from markupsafe import Markup
-
-    return Markup(markup)  # noqa: S704
-
-
-def _hash(script: str) -> str:
-    """A script as the content security policy names it."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 if __name__ == "__main__":

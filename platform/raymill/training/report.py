@@ -1,18 +1,14 @@
 """The report of a training run, as one page a browser opens offline; and a run's newest step as one line of a terminal.
 
-In: metrics.jsonl, validation.jsonl and events.jsonl of a folder, and what the run was and reached. Out: report.html, the
-same bytes for the same files. The page needs no network: plotly.js stands in it (4.8 MB, nearly all of its size). Its
-own policy forbids any script but its two by their hashes, and the template escapes every text. A curve has at most
-1,000 points: of each stretch its lowest and its highest, so that no spike is smoothed away. Costs half a second and a
-process of its own, since plotly would hold 60 MB in the caller's.
+In: metrics.jsonl, validation.jsonl and events.jsonl of a folder, and what the run was and reached. Out: report.html
+(telemetry/page.py), the same bytes for the same files. A curve has at most 1,000 points: of each stretch its lowest and
+its highest, so that no spike is smoothed away. Costs half a second and a process of its own, since plotly would hold
+60 MB in the caller's.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raymill.artifact import write_atomic
+from raymill.telemetry.page import render_page
 from raymill.training.guard import EVENTS
 from raymill.training.metrics import METRICS, VALIDATION, read_rows
 
@@ -27,7 +24,7 @@ REPORT = "report.html"
 _MAX_POINTS = 1000
 _EVENTS_SHOWN = 200
 _COLORS = {"train": "#4a7fb5", "validation": "#c2703d", "event": "#b4483c"}
-_SCRIPT = re.compile(r"<script[^>]*>(.*?)</script>", re.DOTALL)
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -59,31 +56,15 @@ def render_report(
     title: str, settings: Mapping[str, Any], figures: Mapping[str, Any], metrics: Rows, validation: Rows, events: Rows
 ) -> str:
     """The page, self-contained HTML."""
-    import jinja2
-    from plotly.offline import get_plotlyjs
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["figure"] = _figure
-    plots, drawing = _drawn(_plots(metrics, validation, events))
-    library = get_plotlyjs()
-    return environment.get_template("report.html.j2").render(
-        title=title,
-        settings=_flat(settings),
-        figures=figures,
-        last=metrics[-1] if metrics else None,
-        events=[{**event, "places": _places(event["sequences"])} for event in events[:_EVENTS_SHOWN]],
-        more_events=max(0, len(events) - _EVENTS_SHOWN),
-        plots=plots,
-        library=_trusted(library),
-        drawing=_trusted(drawing),
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {_hash(library)} {_hash(drawing)}",
-    )
+    values = {
+        "title": title,
+        "settings": _flat(settings),
+        "figures": figures,
+        "last": metrics[-1] if metrics else None,
+        "events": [{**event, "places": _places(event["sequences"])} for event in events[:_EVENTS_SHOWN]],
+        "more_events": max(0, len(events) - _EVENTS_SHOWN),
+    }
+    return render_page(_TEMPLATE, values, _plots(metrics, validation, events), {"figure": _figure})
 
 
 def thinned(xs: Sequence[float], ys: Sequence[float | None]) -> tuple[list[float], list[float]]:
@@ -143,34 +124,6 @@ def _plots(metrics: Rows, validation: Rows, events: Rows) -> dict[str, Any]:
     return plots
 
 
-def _drawn(plots: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Each plot's element, to be put where it belongs, and the one script that draws them all."""
-    from plotly.io import to_html
-
-    elements, scripts = {}, []
-    for number, (title, figure) in enumerate(plots.items()):
-        figure.update_layout(
-            template="none",
-            paper_bgcolor="rgba(0,0,0,0)",
-            plot_bgcolor="rgba(0,0,0,0)",
-            margin={"l": 8, "r": 8, "t": 24, "b": 32, "pad": 4},
-            font={"family": "system-ui, sans-serif", "size": 13},
-        )
-        figure.update_xaxes(automargin=True, zeroline=False)
-        figure.update_yaxes(automargin=True, zeroline=False)
-        markup = to_html(
-            figure,
-            config={"displayModeBar": False, "responsive": True},
-            include_plotlyjs=False,
-            full_html=False,
-            div_id=f"plot-{number}",
-            default_height=f"{figure.layout.height}px",
-        )
-        scripts += _SCRIPT.findall(markup)
-        elements[title] = _trusted(_SCRIPT.sub("", markup))
-    return elements, "\n".join(scripts)
-
-
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """`optimizer.name: muon` and so on: settings as --set takes them."""
     rows: list[tuple[str, Any]] = []
@@ -195,18 +148,6 @@ def _places(sequences: Rows) -> str:
 
 def _size(size_bytes: float) -> str:
     return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
-
-
-def _trusted(markup: str) -> Any:
-    """Marks what this file and plotly wrote as no text to escape; nothing else passes here."""
-    from markupsafe import Markup
-
-    return Markup(markup)  # noqa: S704
-
-
-def _hash(script: str) -> str:
-    """A script as the content security policy names it."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 if __name__ == "__main__":
