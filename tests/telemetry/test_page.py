@@ -39,7 +39,7 @@ def test_a_template_fills_the_page_with_its_values_and_plots(template: Path) -> 
     assert "<title>&lt;tiny&gt;</title>" in page and "<h1>&lt;TINY&gt;</h1>" in page
     assert ".own { color: red; }" in page and "--sheet" in page
     for number, (title, height) in enumerate((("one", 340), ("two words", 90))):
-        assert re.search(rf'<h2>{title}</h2>\s*<div>\s*<div id="plot-{number}"[^>]*height:{height}px', page)
+        assert re.search(rf'<h2>{title}</h2>\s*<div style="height:{height}px[^>]*>\s*<div id="plot-{number}"', page)
 
 
 def test_only_the_scripts_that_the_policy_names_are_there(template: Path) -> None:
