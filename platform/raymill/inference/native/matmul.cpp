@@ -1,0 +1,187 @@
+// Packing, and the walk over a matrix: panels of a few blocks, and under each all rows in tiles.
+//
+// A panel (at most 64 KiB for 2 blocks of 2,048 int8 columns) comes from memory once and stays in the second cache for all
+// tiles of rows; meanwhile the next panel is fetched.
+#include "matmul.h"
+
+#include "matmul_tile.h"
+#include "visible.h"
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#include "matmul_vnni.h"
+#else
+#include "matmul_plain.h"
+#endif
+
+namespace raymill {
+
+namespace {
+
+uint16_t half_at(const void* values, int64_t index) {
+    uint16_t half;
+    std::memcpy(&half, static_cast<const uint8_t*>(values) + 2 * index, sizeof half);
+    return half;
+}
+
+void pack_f32(const float* weights, int channels, int columns, uint8_t* block) {
+    float* out = reinterpret_cast<float*>(block);
+    for (int n = 0; n < kBlock; ++n) {
+        for (int k = 0; k < columns; ++k) {
+            out[int64_t{k} * kBlock + n] = n < channels ? weights[int64_t{n} * columns + k] : 0.0f;
+        }
+    }
+}
+
+void pack_i8(const int8_t* weights, const float* scales, int channels, int columns, uint8_t* block) {
+    for (int n = 0; n < kBlock; ++n) {
+        for (int k = 0; k < 4 * quads(columns); ++k) {
+            const bool inside = n < channels && k < columns;
+            const int value = inside ? weights[int64_t{n} * columns + k] : 0;
+            block[int64_t{k / 4} * 64 + 4 * n + k % 4] = static_cast<uint8_t>(value) ^ target::kFlip;
+        }
+    }
+    float* out = reinterpret_cast<float*>(block + weight_bytes(Precision::i8, columns));
+    for (int n = 0; n < kBlock; ++n) out[n] = n < channels ? scales[n] : 0.0f;
+}
+
+void pack_i4(const uint8_t* weights, const uint16_t* scales, int channels, int columns, int group, uint8_t* block) {
+    const auto nibble = [&](int n, int k) {
+        return n < channels ? weights[int64_t{n} * (columns / 2) + k / 2] >> (4 * (k % 2)) & 15 : 8;
+    };
+    for (int n = 0; n < kBlock; ++n) {
+        for (int j = 0; j < columns / 8; ++j) {
+            for (int i = 0; i < 4; ++i) {
+                const int byte = nibble(n, 8 * j + i) | nibble(n, 8 * j + 4 + i) << 4;
+                block[int64_t{j} * 64 + 4 * n + i] = static_cast<uint8_t>(byte);
+            }
+        }
+    }
+    const int groups = columns / group;
+    uint8_t* out = block + weight_bytes(Precision::i4, columns);
+    std::memset(out, 0, static_cast<size_t>(block_bytes(Precision::i4, columns, group) - (out - block)));
+    for (int n = 0; n < channels; ++n) {
+        for (int g = 0; g < groups; ++g) {
+            const uint16_t half = half_at(scales, int64_t{n} * groups + g);
+            std::memcpy(out + (int64_t{g} * kBlock + n) * 2, &half, sizeof half);
+        }
+    }
+}
+
+}  // namespace
+
+const char* matmul_target() { return target::kName; }
+
+size_t packed_bytes(Precision precision, int rows, int columns, int group) {
+    return static_cast<size_t>(block_count(rows)) * static_cast<size_t>(block_bytes(precision, columns, group));
+}
+
+void pack(Precision precision, const void* weights, const void* scales, int rows, int columns, int group, void* packed) {
+    const int64_t bytes = block_bytes(precision, columns, group);
+    for (int b = 0; b < block_count(rows); ++b) {
+        uint8_t* block = static_cast<uint8_t*>(packed) + b * bytes;
+        const int64_t n = int64_t{b} * kBlock;
+        const int channels = rows - n < kBlock ? static_cast<int>(rows - n) : kBlock;
+        if (precision == Precision::f32) {
+            pack_f32(static_cast<const float*>(weights) + n * columns, channels, columns, block);
+        } else if (precision == Precision::i8) {
+            const auto* values = static_cast<const int8_t*>(weights) + n * columns;
+            pack_i8(values, static_cast<const float*>(scales) + n, channels, columns, block);
+        } else {
+            const auto* values = static_cast<const uint8_t*>(weights) + n * (columns / 2);
+            const auto* halves = static_cast<const uint16_t*>(scales) + n * (columns / group);
+            pack_i4(values, halves, channels, columns, group, block);
+        }
+    }
+}
+
+void read_row(const Matrix& matrix, int row, float* out) {
+    const int64_t bytes = block_bytes(matrix.precision, matrix.columns, matrix.group);
+    const uint8_t* block = static_cast<const uint8_t*>(matrix.packed) + row / kBlock * bytes;
+    const uint8_t* scales = block + weight_bytes(matrix.precision, matrix.columns);
+    const int n = row % kBlock;
+    for (int k = 0; k < matrix.columns; ++k) {
+        if (matrix.precision == Precision::f32) {
+            out[k] = reinterpret_cast<const float*>(block)[int64_t{k} * kBlock + n];
+        } else if (matrix.precision == Precision::i8) {
+            const auto value = static_cast<int8_t>(block[int64_t{k / 4} * 64 + 4 * n + k % 4] ^ target::kFlip);
+            out[k] = static_cast<float>(value) * reinterpret_cast<const float*>(scales)[n];
+        } else {
+            const int both = block[int64_t{k / 8} * 64 + 4 * n + k % 4];
+            const int value = (k % 8 < 4 ? both & 15 : both >> 4) - 8;
+            const uint16_t half = half_at(scales, int64_t{k / matrix.group} * kBlock + n);
+            out[k] = static_cast<float>(value) * half_to_float(half);
+        }
+    }
+}
+
+void matmul(const Matrix& matrix, const Rows& x, float* y, int64_t ld, int first_block, int last_block, bool add) {
+    if (x.count == 0) return;
+    const int tile_count = (x.count + target::kMostRows - 1) / target::kMostRows;
+    const int most_rows = (x.count + tile_count - 1) / tile_count;
+    const int panel = target::most_blocks(matrix.precision, most_rows);
+    const int64_t bytes = block_bytes(matrix.precision, matrix.columns, matrix.group);
+    const auto* weights = static_cast<const uint8_t*>(matrix.packed);
+    for (int b = first_block, blocks = panel; b < last_block; b += blocks) {
+        while (blocks > last_block - b) blocks /= 2;
+        Tile tile{};
+        tile.weights = weights + b * bytes;
+        tile.block_bytes = bytes;
+        tile.columns = matrix.columns;
+        tile.group = matrix.group;
+        tile.values_stride = x.values_stride;
+        tile.sums_stride = row_sums(x.columns, x.group);
+        tile.ld = ld;
+        tile.bias = matrix.bias != nullptr ? matrix.bias + int64_t{b} * kBlock : nullptr;
+        tile.channels = matrix.rows - b * kBlock;
+        tile.add = add;
+        int m = 0;
+        for (int i = 0; i < tile_count; ++i) {
+            const int rows = x.count / tile_count + (i < x.count % tile_count);
+            const bool fetch = tile_count > 2 && i >= 1 && i <= blocks && b + blocks + i <= last_block;
+            tile.ahead = fetch ? weights + (b + blocks + i - 1) * bytes : nullptr;
+            tile.values = x.values + m * x.values_stride;
+            tile.quantized = x.quantized + m * row_bytes(x.columns);
+            tile.scales = x.scales + m;
+            tile.sums = x.sums + m * tile.sums_stride;
+            tile.y = y + m * ld + int64_t{b} * kBlock;
+            target::run(matrix.precision, rows, blocks, tile);
+            m += rows;
+        }
+    }
+}
+
+}  // namespace raymill
+
+using raymill::Matrix;
+using raymill::Precision;
+using raymill::Rows;
+
+RAYMILL_VISIBLE const char* raymill_matmul_target() { return raymill::matmul_target(); }
+
+RAYMILL_VISIBLE int64_t raymill_packed_bytes(int precision, int rows, int columns, int group) {
+    return static_cast<int64_t>(raymill::packed_bytes(static_cast<Precision>(precision), rows, columns, group));
+}
+
+RAYMILL_VISIBLE void raymill_pack(int precision, const void* weights, const void* scales, int rows, int columns,
+                                  int group, void* packed) {
+    raymill::pack(static_cast<Precision>(precision), weights, scales, rows, columns, group, packed);
+}
+
+RAYMILL_VISIBLE int64_t raymill_row_bytes(int columns) { return raymill::row_bytes(columns); }
+
+RAYMILL_VISIBLE int64_t raymill_row_sums(int columns, int group) { return raymill::row_sums(columns, group); }
+
+// x (count, columns) -> quantized (count, row_bytes), scales (count), sums (count, row_sums).
+RAYMILL_VISIBLE void raymill_quantize_rows(const float* x, int count, int columns, int group, int8_t* quantized,
+                                           float* scales, int32_t* sums) {
+    for (int64_t m = 0; m < count; ++m) {
+        raymill::quantize_row(x + m * columns, columns, group, quantized + m * raymill::row_bytes(columns), scales + m,
+                              sums + m * raymill::row_sums(columns, group));
+    }
+}
+
+RAYMILL_VISIBLE void raymill_read_row(const Matrix* matrix, int row, float* out) { raymill::read_row(*matrix, row, out); }
+
+RAYMILL_VISIBLE void raymill_matmul(const Matrix* matrix, const Rows* x, float* y, int64_t ld, int first_block,
+                                    int last_block, int add) {
+    raymill::matmul(*matrix, *x, y, ld, first_block, last_block, add != 0);
+}
