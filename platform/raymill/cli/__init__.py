@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from raymill.cli import files, running, runs, tokenizers
+from raymill.cli import exporting, files, running, runs, tokenizers
 
 if TYPE_CHECKING:
     from raymill.errors import RaymillError
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(running.app)
 app.command()(files.doctor)
+app.command()(exporting.export)
 app.add_typer(runs.app, name="runs")
 app.add_typer(files.app, name="config")
 app.add_typer(tokenizers.app, name="tokenizer")
