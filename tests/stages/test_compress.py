@@ -10,6 +10,7 @@ from raymill.compression.quantize import load_served_model
 from raymill.config import Config
 from raymill.dataset.shards import INDEX, ShardEntry, ShardIndex
 from raymill.errors import ArtifactError, QualityError
+from raymill.evaluation.comparison import Quality
 from raymill.model.config import ModelConfig
 from raymill.model.transformer import Transformer
 from raymill.model.weights import save_model
@@ -36,10 +37,12 @@ def inputs(tmp_path):
     (draft.path / "metrics.jsonl").write_text("{}\n")
     checkpoint = publish(tmp_path / "train-00000000", "checkpoint", "train")
     tokens = Draft(tmp_path / "tokenize-00000000")
-    ids = np.random.default_rng(0).integers(0, 300, 2000).astype("<u2")
-    ids.tofile(tokens.path / "val-00000.bin")
-    entry = ShardEntry(path="val-00000.bin", split="val", documents=1, tokens=2000, text_bytes=8000)
-    index = ShardIndex(dtype="uint16", vocab_size=300, end_of_document_id=0, shards=(entry,))
+    shards = []
+    for seed, split in enumerate(("val", "train")):
+        ids = np.random.default_rng(seed).integers(1, 300, 2000).astype("<u2")
+        ids.tofile(tokens.path / f"{split}-00000.bin")
+        shards.append(ShardEntry(path=f"{split}-00000.bin", split=split, documents=1, tokens=2000, text_bytes=8000))
+    index = ShardIndex(dtype="uint16", vocab_size=300, end_of_document_id=0, shards=tuple(shards))
     (tokens.path / INDEX).write_text(index.model_dump_json())
     tokens = publish(tmp_path / "tokenize-00000000", "tokens", "tokenize")
     draft = Draft(tmp_path / "compress-00000000")
@@ -51,7 +54,9 @@ def test_the_result_is_smaller_measured_and_runs(inputs):
     (inputs.draft.path / "left-over").mkdir()
     (inputs.draft.path / "left-over" / "file").touch()
     threads = torch.get_num_threads()
-    made = compress.run(compress.Config(max_sequences=8, batch_size=4), inputs, Cluster(ClusterConfig()))
+    made = compress.run(
+        compress.Config(max_sequences=8, batch_size=4, calibration_sequences=8), inputs, Cluster(ClusterConfig())
+    )
     assert torch.get_num_threads() == threads
     figures = made.figures
     assert figures["weights_bytes_before"] / figures["weights_bytes"] > 3
@@ -63,6 +68,17 @@ def test_the_result_is_smaller_measured_and_runs(inputs):
     assert load_served_model(made.path)(torch.arange(8)[None]).shape == (1, 8, 300)
 
 
+def write_own_text(model, path):
+    """What the model itself finds likeliest, window by window: any change makes it less likely."""
+    ids = torch.arange(1, 64)[:, None]
+    with torch.no_grad():
+        for _ in range(31):
+            ids = torch.cat([ids, model(ids)[:, -1:].argmax(-1).clamp_min(1)], dim=1)
+    stream = np.fromfile(path, "<u2")
+    stream[:2000] = ids.flatten()[:2000].numpy()
+    stream.tofile(path)
+
+
 def test_a_model_that_lost_too_much_is_refused_with_the_figures_and_nothing_is_published(inputs):
     shape = ModelConfig(num_layers=2, model_dim=64, num_heads=4, num_kv_heads=2, hidden_dim=96, max_seq_len=32)
     model = Transformer(shape, 300)
@@ -72,22 +88,27 @@ def test_a_model_that_lost_too_much_is_refused_with_the_figures_and_nothing_is_p
         for name, weight in model.named_parameters():
             if weight.ndim == 2 and "embed" not in name:
                 weight.mul_(20)[:, 0] = 1e4
-    source = inputs["checkpoint"].path
-    save_model(source, model, 0)
+    save_model(inputs["checkpoint"].path, model, 0)
+    write_own_text(model, inputs["tokens"].path / "val-00000.bin")
     with pytest.raises(QualityError, match=r"int8 makes the model .* worse") as refused:
-        compress.run(compress.Config(max_quality_loss=0.0), inputs, Cluster(ClusterConfig()))
+        compress.run(
+            compress.Config(max_quality_loss=0.0, calibration_sequences=None), inputs, Cluster(ClusterConfig())
+        )
     assert "perplexity" in str(refused.value) and "max_quality_loss" in str(refused.value)
     assert not inputs.draft.final.exists()
 
 
 def test_nan_is_worse_than_any_bound(inputs, monkeypatch):
-    monkeypatch.setattr(compress, "_perplexities", lambda *args: (float("nan"), float("nan")))
+    bad = Quality(float("nan"), 0.0, 0.0)
+    monkeypatch.setattr(compress, "_measure_quality", lambda *args: (bad, bad))
     with pytest.raises(QualityError):
-        compress.run(compress.Config(max_quality_loss=1.0), inputs, Cluster(ClusterConfig()))
+        compress.run(
+            compress.Config(max_quality_loss=1.0, calibration_sequences=None), inputs, Cluster(ClusterConfig())
+        )
 
 
 def test_a_compressed_checkpoint_is_not_compressed_again(inputs, tmp_path):
-    made = compress.run(compress.Config(max_sequences=8), inputs, Cluster(ClusterConfig()))
+    made = compress.run(compress.Config(max_sequences=8, calibration_sequences=None), inputs, Cluster(ClusterConfig()))
     again = Inputs({**inputs.artifacts, "checkpoint": made}, Draft(tmp_path / "compress-1"), tmp_path, inputs.progress)
     with pytest.raises(ArtifactError, match="compressed already"):
         compress.run(compress.Config(), again, Cluster(ClusterConfig()))

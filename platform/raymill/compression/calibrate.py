@@ -12,7 +12,6 @@ Shapes: S sequences, T positions, D model_dim, K inputs of a matrix, N its outpu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from raymill.dataset.shards import TokenStream
 from raymill.errors import DataError
-from raymill.model.transformer import Block, FeedForward, GatedFeedForward, Transformer
+from raymill.model.transformer import Block, GatedFeedForward, Transformer
 
 _AT_ONCE = 8
 """Sequences run at once."""
@@ -95,7 +94,7 @@ class Walk:
 
 def readers(block: Block) -> list[tuple[nn.Module, tuple[str, ...]]]:
     """A block's matrices as (their module, names), those that read one input together, in the order they are run."""
-    attention, mlp = block.self_attn, cast(FeedForward | GatedFeedForward, block.mlp)
+    attention, mlp = block.self_attn, block.mlp
     first = ("gate_proj", "up_proj") if isinstance(mlp, GatedFeedForward) else ("up_proj",)
     return [
         (attention, ("q_proj", "k_proj", "v_proj")),

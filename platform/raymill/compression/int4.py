@@ -46,13 +46,14 @@ class Int4Linear(nn.Module):
         weight_JGN = self._grouped()
         x_JMG = quantized.float().unflatten(-1, (len(weight_JGN), -1)).transpose(0, 1)
         scale_JN = self.weight_scale.float().t()
-        y_MN = x_JMG[0] @ weight_JGN[0] * scale_JN[0]
+        y_MN: Tensor = x_JMG[0] @ weight_JGN[0] * scale_JN[0]
         for group in range(1, len(weight_JGN)):
             y_MN += x_JMG[group] @ weight_JGN[group] * scale_JN[group]
         y_MN *= scale_M1
         if self.bias is not None:
             y_MN += self.bias
-        return y_MN.view(*x.shape[:-1], -1)
+        y: Tensor = y_MN.view(*x.shape[:-1], -1)
+        return y
 
     def _grouped(self) -> Tensor:
         if self._as_float is None or self._as_float.device != self.weight.device:

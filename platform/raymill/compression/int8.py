@@ -35,11 +35,12 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., K) fp32 -> (..., N) fp32."""
         quantized, scale = quantize_rows(x.reshape(-1, x.shape[-1]))
-        y_MN = self._product(quantized).float().mul_(self.weight_scale.view(1, -1))
+        y_MN: Tensor = self._product(quantized).float().mul_(self.weight_scale.view(1, -1))
         y_MN.mul_(scale)
         if self.bias is not None:
             y_MN.add_(self.bias)
-        return y_MN.view(*x.shape[:-1], -1)
+        y: Tensor = y_MN.view(*x.shape[:-1], -1)
+        return y
 
     def _product(self, x_MK: Tensor) -> Tensor:
         if has_int8_products(x_MK.device):

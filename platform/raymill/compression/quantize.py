@@ -9,6 +9,7 @@ Without calibration every weight is rounded to the nearest integer: seconds for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -32,11 +33,14 @@ INT8 = Quantization("int8")
 
 @torch.no_grad()
 def quantize_model(
-    model: Transformer, quantization: Quantization = INT8, calibration: Calibration | None = None
+    model: Transformer,
+    quantization: Quantization = INT8,
+    calibration: Calibration | None = None,
+    on_layer: Callable[[int, int], None] = lambda done, of: None,
 ) -> None:
     """Replaces every matrix of `model` in place. A tied head and embedding keep sharing one matrix.
 
-    UsageError where the model's matrices do not divide into groups.
+    `on_layer` is told how many layers of how many are done. UsageError where the matrices do not divide into groups.
     """
     quantization.check_fits(model.config)
     embedding = quantize_rows(model.model.embed_tokens.weight.detach())
@@ -44,13 +48,14 @@ def quantize_model(
     model.model.embed_tokens = cast(nn.Embedding, Int8Embedding(*embedding))
     model.lm_head = cast(Linear, Int8Linear(*head))
     walk = None if calibration is None else Walk(model, calibration)
-    for block in cast("list[Block]", model.model.layers):
+    for number, block in enumerate(cast("list[Block]", model.model.layers)):
         for part, names in readers(block):
             moments = None if walk is None else walk.moments(block, getattr(part, names[0]))
             for name in names:
                 setattr(part, name, _quantize_layer(getattr(part, name), quantization, moments))
         if walk is not None:
             walk.advance(block)
+        on_layer(number + 1, model.config.num_layers)
 
 
 def _quantize_layer(layer: nn.Linear, quantization: Quantization, moments_KK: Tensor | None) -> nn.Module:
