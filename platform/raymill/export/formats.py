@@ -46,6 +46,17 @@ class Format:
 _FLOATS = ("fp32", "bf16", "fp16")
 FORMATS = {
     "hugging_face": Format("hugging_face", "transformers, vLLM, SGLang", dict.fromkeys(("fp32", "int8", "int4"), _FLOATS)),
+    "gguf": Format(
+        "gguf",
+        "llama.cpp, Ollama, LM Studio, OpenVINO GenAI",
+        {
+            "fp32": ("fp32", "fp16", "q8_0", "q4_0"),
+            "int8": ("q8_0", "fp32", "fp16", "q4_0"),
+            "int4": ("q4_0", "fp32", "fp16", "q8_0"),
+        },
+        packages=("gguf",),
+        may_lack_tokenizer=True,
+    ),
 }
 
 

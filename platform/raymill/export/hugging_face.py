@@ -21,6 +21,11 @@ from raymill.tokenizer.training import IM_END, IM_START, spec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+_AS_IT_STANDS = {"AutoTokenizer": [None, "tokenizer.AsItStands"]}
+"""transformers 5 takes every qwen2 tokenizer for Qwen's own, whatever class is named, and cuts numbers into single digits.
+Where a class of the model's own is announced it does not, and without trust_remote_code reads tokenizer.json as it
+stands. There is no such class: with trust_remote_code it says so."""
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
@@ -68,6 +73,8 @@ def write_beside_weights(source: Source, folder: Path, dtype: torch.dtype, setti
         "add_eos_token": False,
         "chat_template": CHAT_TEMPLATE,
     }
+    if source.config.architecture == "qwen2":
+        tokenizer["auto_map"] = _AS_IT_STANDS
     _write_json(folder / "tokenizer_config.json", tokenizer)
 
 
