@@ -121,7 +121,7 @@ void matmul(const Matrix& matrix, const Rows& x, float* y, int64_t ld, int first
     const int64_t bytes = block_bytes(matrix.precision, matrix.columns, matrix.group);
     const auto* weights = static_cast<const uint8_t*>(matrix.packed);
     for (int b = first_block, blocks = panel; b < last_block; b += blocks) {
-        while (blocks > last_block - b) blocks /= 2;
+        if (blocks > last_block - b) blocks = last_block - b;
         Tile tile{};
         tile.weights = weights + b * bytes;
         tile.block_bytes = bytes;
@@ -136,8 +136,7 @@ void matmul(const Matrix& matrix, const Rows& x, float* y, int64_t ld, int first
         int m = 0;
         for (int i = 0; i < tile_count; ++i) {
             const int rows = x.count / tile_count + (i < x.count % tile_count);
-            const bool fetch = tile_count > 2 && i >= 1 && i <= blocks && b + blocks + i <= last_block;
-            tile.ahead = fetch ? weights + (b + blocks + i - 1) * bytes : nullptr;
+            tile.ahead = i == 0 && b + 2 * blocks <= last_block ? tile.weights + blocks * bytes : nullptr;
             tile.values = x.values + m * x.values_stride;
             tile.quantized = x.quantized + m * row_bytes(x.columns);
             tile.scales = x.scales + m;
