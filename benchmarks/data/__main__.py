@@ -18,21 +18,19 @@ cut documents the other way round): above 1, ours is better. What else ran on th
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import machine, peers, table
+from benchmarks import command
 from benchmarks.data import kernels, line
 from benchmarks.data.corpus import Library, build
 from benchmarks.data.pins import PINS
 from benchmarks.measure import say
+from benchmarks.peers import Peers
+from benchmarks.table import Row
 
-WORKS: dict[str, Callable[[kernels.Bench], tuple[list[table.Row], str]]] = {
+WORKS: dict[str, Callable[[kernels.Bench], tuple[list[Row], str]]] = {
     "filters": kernels.filters,
     "minhash": kernels.minhash,
     "bpe": kernels.bpe,
@@ -44,52 +42,23 @@ _LIBRARIES = ("raymill", "ray", "numba", "numpy", "pyarrow", "tokenizers")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _options(arguments)
-    cache = options.cache
-    began = time.monotonic()
-    ready = peers.ensure(cache, PINS)
-    library = Library.load(cache, options.text)
-    megabytes = max(_KERNELS_MB, line.largest_mb(options.quick) if "line" in options.rows else 0)
-    say(f"corpus of {megabytes:.0f} MB ...")
-    shards = build(library, megabytes, cache)
-    facts = machine.describe(_LIBRARIES, ready.versions)
-    rows: list[table.Row] = []
-    texts: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=cache) as work:
-        rounds = 3 if options.quick else 5
-        bench = kernels.Bench(ready, library, shards, cache, Path(work), rounds, options.quick)
-        for name in options.rows:
-            say(f"{name} ...")
-            made, text = WORKS[name](bench)
-            rows += made
-            texts.append(text)
-            machine.update(facts)
-            if options.json is not None:
-                table.save(rows, facts, options.json)
-    print("\n".join(f"{name}: {value}" for name, value in facts.items()), end="\n\n")
-    print(table.render(rows))
-    print("\n".join(text for text in texts if text))
-    print(f"\ntook {time.monotonic() - began:.0f} s")
-    return 0 if all(row.ours is not None for row in rows) else 1
-
-
-def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="less text and fewer rounds: under 10 minutes")
-    parser.add_argument("--rows", type=_row_names, default=list(WORKS), help=f"of {', '.join(WORKS)}; all of them")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
+    parser = command.parser("benchmarks.data", __doc__, WORKS, "less text and fewer rounds")
     parser.add_argument("--text", type=Path, metavar="PATH", help="make the corpus of these files instead")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    parser.add_argument("--cache", type=Path, default=home / "raymill-benchmarks", help="folder that is kept")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
+    def prepare(peers: Peers) -> command.Work:
+        library = Library.load(options.cache, options.text)
+        megabytes = max(_KERNELS_MB, line.largest_mb(options.quick) if "line" in options.rows else 0)
+        say(f"corpus of {megabytes:.0f} MB ...")
+        shards = build(library, megabytes, options.cache)
+        rounds = 3 if options.quick else 5
 
-def _row_names(text: str) -> list[str]:
-    names = text.split(",")
-    unknown = [name for name in names if name not in WORKS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]} is no row; fix: name some of {', '.join(WORKS)}")
-    return names
+        def work(name: str, folder: Path) -> tuple[list[Row], str]:
+            return WORKS[name](kernels.Bench(peers, library, shards, options.cache, folder, rounds, options.quick))
+
+        return work
+
+    return command.run(options, prepare, _LIBRARIES, PINS)
 
 
 if __name__ == "__main__":

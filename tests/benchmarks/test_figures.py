@@ -11,7 +11,6 @@ import pytest
 import yaml
 from benchmarks import peers
 from benchmarks.data import agreement, curve, packing
-from benchmarks.data.__main__ import _options
 from benchmarks.data.corpus import Library
 from benchmarks.data.line import Run, cluster_key_s, job_settings, reach
 from benchmarks.data.pins import PINS
@@ -90,13 +89,6 @@ def test_what_cannot_be_installed_is_named(tmp_path: Path, monkeypatch: pytest.M
     assert asked[0] == (["numpy==2.4.6"], ()) and {fixed for _, fixed in asked[1:]} == {("numpy==2.4.6",)}
     assert peers.ensure(tmp_path, PINS, ("numpy==2.4.6",)) == found
     assert len(asked) == count  # the second time it is there
-
-
-def test_rows_are_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _options(["--rows", "bpe,filters", "--quick"]).rows == ["bpe", "filters"]
-    with pytest.raises(SystemExit):
-        _options(["--rows", "bpes"])
-    assert "bpes is no row; fix: name some of filters" in capsys.readouterr().err
 
 
 def test_the_job_of_the_line_is_a_job(tmp_path: Path) -> None:

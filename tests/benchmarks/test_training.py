@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from benchmarks.measure import Side
 from benchmarks.training import gpu
-from benchmarks.training.__main__ import WORKS, _options
 from benchmarks.training.bench import SIDES, Bench
 from benchmarks.training.overhead import overhead
 from benchmarks.training.steps import _sizes
@@ -64,14 +63,6 @@ def test_models_of_unequal_size_are_said_to_be() -> None:
     near = {name: Talk({"parameters": size, "flops_per_token": 10}) for name, size in (("a", 100), ("b", 104))}
     assert "within 4.0%" in _sizes(near)
     assert "NOT COMPARABLE: 10% apart" in _sizes(near | {"c": Talk({"parameters": 110, "flops_per_token": 10})})
-
-
-def test_rows_are_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _options(["--rows", "feed,save"]).rows == ["feed", "save"]
-    assert _options([]).rows == list(WORKS)
-    with pytest.raises(SystemExit):
-        _options(["--rows", "feeds"])
-    assert "feeds is no row; fix: name some of race" in capsys.readouterr().err
 
 
 def test_every_script_of_a_side_is_there() -> None:
