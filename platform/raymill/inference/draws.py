@@ -20,28 +20,26 @@ Weights = NDArray[np.int64]
 
 UNIT_BITS = 43
 """The likeliest token weighs 2**43: sums of up to 2**20 tokens fit, and what cannot be drawn is below 1e-13 of it."""
-_NEAREST = 1.5 * 2.0**52  # added to a double below 2**51, it leaves the nearest integer in the low bits
+_NEAREST = 1.5 * 2.0**52 + UNIT_BITS  # added to a double of this size, it leaves the nearest integer
 _LOG2_E = 1.4426950408889634
-_LN2_HIGH = 0.6931471803691238  # 33 bits: times an integer below 2**20 it is exact
-_LN2_LOW = 1.9082149292705877e-10
-_LOWEST = -40.0  # exp(-40) * 2**43 rounds to 0
-_SERIES = [1.0 / math.factorial(power) for power in range(9, -1, -1)]
-"""exp(r) by its Taylor series; for r within ln(2) / 2 the rest is below 1e-11."""
+_LOWEST = -60.0  # 2**(43 - 60) rounds to 0
+_SERIES = (
+    *(0.00015453162949152332, 0.0013390863364649932, 0.009618082557265605),
+    *(0.05550357114219167, 0.24022650760568237, 0.6931471880262288, 1.0),
+)
+"""2**f for f from -1/2 to 1/2, fitted at Chebyshev's points: within 6e-9 of itself."""
 
 
 def weigh(logits_V: Floats, temperature: float) -> Weights:
     """round(2**43 * exp((logit - largest) / temperature)) of each token."""
-    inverse = min(1.0 / temperature, 1e300)
     wide_V = logits_V.astype(np.float64)
-    scaled_V = np.maximum((wide_V - wide_V.max()) * inverse, _LOWEST)
-    shifted_V = scaled_V * _LOG2_E + _NEAREST
-    powers_V = shifted_V - _NEAREST
-    rest_V = (scaled_V - powers_V * _LN2_HIGH) - powers_V * _LN2_LOW
-    series_V = np.full_like(rest_V, _SERIES[0])
+    powers_V = np.maximum((wide_V - wide_V.max()) * min(_LOG2_E / temperature, 1e300), _LOWEST)
+    wholes_V = (powers_V + _NEAREST) - _NEAREST
+    fractions_V = powers_V - wholes_V
+    series_V = np.full_like(fractions_V, _SERIES[0])
     for coefficient in _SERIES[1:]:
-        series_V = series_V * rest_V + coefficient
-    exponents_V = powers_V.astype(np.int64) + (1023 + UNIT_BITS)
-    return np.rint(series_V * (exponents_V << 52).view(np.float64)).astype(np.int64)
+        series_V = series_V * fractions_V + coefficient
+    return np.rint(np.ldexp(series_V, wholes_V.astype(np.int32) + UNIT_BITS)).astype(np.int64)
 
 
 def draw(weights_V: Weights, top_k: int | None, min_p: float, top_p: float, point: float) -> int:
@@ -75,8 +73,8 @@ def penalize(logits_V: Floats, ids: Ids, counts: Ids, repetition: float, frequen
 
 
 def allowed(mask: NDArray[np.uint32], vocab_size: int) -> NDArray[np.bool_]:
-    """The mask's bits, one for each id."""
-    return np.unpackbits(mask.view(np.uint8), bitorder="little")[:vocab_size].astype(bool)
+    """The mask's bits, one for each id; ids beyond the mask are not allowed."""
+    return np.unpackbits(mask.view(np.uint8), count=vocab_size, bitorder="little").astype(bool)
 
 
 def logprob(logits_V: Floats, token: int, top: int) -> tuple[float, tuple[tuple[int, float], ...]]:

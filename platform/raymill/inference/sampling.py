@@ -14,12 +14,13 @@ cuts and draws are sums of integers that no order of addition changes, and compi
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from raymill.inference import draws
+from raymill.inference import compiled_draws, draws
 from raymill.inference.grammar import Match
 from raymill.inference.step import Floats
 
@@ -76,29 +77,35 @@ class Sampler:
         self.sampling, self.match, self.logprobs = sampling, match, logprobs
         self.number = 0
         """Tokens that the completion has."""
-        self.counts: dict[int, int] = {}
-        """How often the completion has each token that the penalties touch."""
-        self._penalizes = bool(
-            sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0
-        )
+        penalizes = sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0
+        self._places: dict[int, int] | None = {} if penalizes else None
+        self.seen_ids, self.seen_counts = array("i"), array("i")
+        """What the penalties touch, and how often the completion has each."""
         if sampling.repetition_penalty != 1.0:
-            self.counts = dict.fromkeys(prompt_ids, 0)
-        self.is_plain = (
-            not sampling.temperature
-            and not self._penalizes
-            and not sampling.logit_bias
-            and match is None
-            and logprobs is None
+            for token in prompt_ids:
+                self._see(token)
+        self.is_plain = not (
+            sampling.temperature or penalizes or sampling.logit_bias or match is not None or logprobs is not None
         )
         """Whether the largest logit is all that is asked for."""
+        self.compiled: compiled_draws.Choice | None = None
+        """The same for the compiled code, made when first asked for."""
 
     def push(self, token: int) -> None:
         """Takes the token that came. ValueError where the grammar forbids it."""
         if self.match is not None:
             self.match.advance(token)
         self.number += 1
-        if self._penalizes:
-            self.counts[token] = self.counts.get(token, 0) + 1
+        if self._places is not None:
+            self.seen_counts[self._see(token)] += 1
+
+    def _see(self, token: int) -> int:
+        assert self._places is not None
+        place = self._places.setdefault(token, len(self._places))
+        if place == len(self.seen_ids):
+            self.seen_ids.append(token)
+            self.seen_counts.append(0)
+        return place
 
 
 def choose(
@@ -108,13 +115,38 @@ def choose(
 
     NO_TOKEN where a row has no choice. Changes neither the logits nor the samplers: `Sampler.push` what is taken.
     """
-    return [_choose(logits_NV[row], sampler) for row, sampler in zip(rows, samplers, strict=True)]
+    library = compiled_draws.functions()
+    if library is None:
+        return [_choose(logits_NV[row], sampler) for row, sampler in zip(rows, samplers, strict=True)]
+    if all(sampler.is_plain for sampler in samplers):
+        return [(token, None) for token in compiled_draws.argmax(library, logits_NV, rows)]
+    choices, masks = [], []  # masks must live until they are read
+    for row, sampler in zip(rows, samplers, strict=True):
+        choice = sampler.compiled = sampler.compiled or _compiled(sampler)
+        choice.row = row
+        if sampler.sampling.temperature:
+            choice.point = int(uniform(sampler.sampling.seed, sampler.number) * 2.0**53)
+        if sampler.match is not None:
+            masks.append(mask := sampler.match.mask())
+            choice.set_mask(mask)
+        choice.set_seen(sampler.seen_ids, sampler.seen_counts)
+        choices.append(choice)
+    compiled_draws.choose(library, logits_NV, choices)
+    return [
+        (choice.token, _logprob(choice, logits_NV.shape[1]) if choice.num_top >= 0 <= choice.token else None)
+        for choice in choices
+    ]
 
 
 def score(logits_NV: Floats, targets: Sequence[int], top: int) -> list[TokenLogprob]:
     """How likely each row holds its target, with the `top` likeliest beside it."""
     assert len(logits_NV) == len(targets)
-    return [TokenLogprob(token, *draws.logprob(row, token, top)) for row, token in zip(logits_NV, targets, strict=True)]
+    library = compiled_draws.functions()
+    if library is None:
+        found = [draws.logprob(row, token, top) for row, token in zip(logits_NV, targets, strict=True)]
+    else:
+        found = compiled_draws.score(library, logits_NV, targets, top)
+    return [TokenLogprob(token, *each) for token, each in zip(targets, found, strict=True)]
 
 
 def uniform(seed: int, number: int) -> float:
@@ -142,16 +174,14 @@ def _choose(logits_V: Floats, sampler: Sampler) -> tuple[int, TokenLogprob | Non
 
 
 def _edit(logits_V: Floats, sampler: Sampler) -> Floats:
-    if sampler.is_plain:
-        return logits_V
     sampling, edited_V = sampler.sampling, logits_V.copy()
     if sampler.match is not None:
         edited_V[~draws.allowed(sampler.match.mask(), len(edited_V))] = -np.inf
     if sampling.logit_bias:
         ids, biases = zip(*sampling.logit_bias, strict=True)
         draws.add(edited_V, np.array(ids), np.array(biases))
-    if sampler.counts:
-        ids, counts = np.array(list(sampler.counts)), np.array(list(sampler.counts.values()))
+    if sampler.seen_ids:
+        ids, counts = np.array(sampler.seen_ids), np.array(sampler.seen_counts)
         draws.penalize(
             edited_V,
             ids,
@@ -161,3 +191,20 @@ def _edit(logits_V: Floats, sampler: Sampler) -> Floats:
             sampling.presence_penalty,
         )
     return edited_V
+
+
+def _compiled(sampler: Sampler) -> compiled_draws.Choice:
+    sampling = sampler.sampling
+    return compiled_draws.Choice(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        top_k=sampling.top_k or 0,
+        repetition_penalty=sampling.repetition_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+    ).prepared(sampling.logit_bias, sampler.logprobs)
+
+
+def _logprob(choice: compiled_draws.Choice, vocab_size: int) -> TokenLogprob:
+    return TokenLogprob(choice.token, choice.logprob, choice.top(vocab_size))
