@@ -2,13 +2,14 @@ import asyncio
 import threading
 import time
 
+import numpy as np
 import pytest
-import torch
 
 from raymill.errors import RequestError
 from raymill.inference.engine import BatchingEngine
 from raymill.inference.requests import Request
 from raymill.inference.sampling import Sampling
+from raymill.inference.step import StepOutput
 
 GREEDY = Sampling(temperature=0)
 
@@ -74,8 +75,8 @@ def test_held_text_comes_with_the_last_token(engine_of, alphabet):
 
 
 def test_many_requests_share_steps_and_all_come_through(engine_of, alphabet):
-    step = alphabet(num_pages=2 * 3)
-    engine = engine_of(step, max_queued=50)
+    step = alphabet()
+    engine = engine_of(step, num_slots=3, max_queued=50)
     streams = [engine.submit(request(f"r{n}", prompt=[n % 9 + 1] * (n + 1), max_tokens=n + 1)) for n in range(20)]
     for n, stream in enumerate(streams):
         text, reason, tokens = read(stream)
@@ -88,7 +89,7 @@ def test_many_requests_share_steps_and_all_come_through(engine_of, alphabet):
 
 
 def test_streams_can_be_awaited_from_several_event_loops(engine_of, alphabet):
-    engine = engine_of(alphabet(num_pages=2 * 4), max_queued=50)
+    engine = engine_of(alphabet(), max_queued=50)
 
     async def one(name):
         return "".join(
@@ -105,8 +106,8 @@ def test_streams_can_be_awaited_from_several_event_loops(engine_of, alphabet):
 
 
 def test_abort_frees_the_slot_for_the_next_in_the_queue(engine_of, alphabet):
-    gate = Gate(alphabet(num_pages=2 * 1))
-    engine = engine_of(gate, max_queued=1)
+    gate = Gate(alphabet())
+    engine = engine_of(gate, num_slots=1, max_queued=1)
     first = engine.submit(request("first", max_tokens=50))
     second = engine.submit(request("second", max_tokens=2))
     with pytest.raises(RequestError) as refused:
@@ -123,8 +124,8 @@ def test_abort_frees_the_slot_for_the_next_in_the_queue(engine_of, alphabet):
 
 
 def test_an_aborted_request_in_the_queue_never_runs(engine_of, alphabet):
-    gate = Gate(alphabet(num_pages=2 * 1))
-    engine = engine_of(gate)
+    gate = Gate(alphabet())
+    engine = engine_of(gate, num_slots=1)
     first = engine.submit(request("first", max_tokens=1))
     waiting = engine.submit(request("waiting", prompt=[9]))
     engine.abort("waiting")
@@ -155,7 +156,7 @@ def test_three_failures_in_a_row_are_unhealthy_and_one_success_heals(engine_of, 
 def test_nan_logits_never_become_text(engine_of, alphabet):
     class Broken(alphabet):
         def __call__(self, chunks, table):
-            return super().__call__(chunks) * torch.nan
+            return StepOutput(super().__call__(chunks, table).logits_NV * np.float32("nan"))
 
     assert read(engine_of(Broken()).submit(request()))[:2] == ("", "error")
 
@@ -183,8 +184,8 @@ def test_the_whole_context_can_be_used(engine_of, alphabet):
 
 
 def test_close_ends_open_streams_and_refuses_new_requests(engine_of, alphabet):
-    gate = Gate(alphabet(num_pages=2 * 1))
-    engine = engine_of(gate)
+    gate = Gate(alphabet())
+    engine = engine_of(gate, num_slots=1)
     streams = [engine.submit(request("a", max_tokens=60)), engine.submit(request("b"))]
     assert gate.entered.acquire(timeout=10)
     closer = threading.Thread(target=engine.close)
@@ -199,7 +200,7 @@ def test_close_ends_open_streams_and_refuses_new_requests(engine_of, alphabet):
 
 def test_stats_are_reported_while_it_works_and_end_at_zero(engine_of, alphabet):
     seen = []
-    engine = engine_of(alphabet(num_pages=2 * 2), on_stats=seen.append)
+    engine = engine_of(alphabet(), num_slots=2, on_stats=seen.append)
     [read(stream) for stream in [engine.submit(request(str(n), max_tokens=8)) for n in range(3)]]
     engine.close()
     assert max(stats.active for stats in seen) == 2
@@ -280,8 +281,8 @@ def test_a_thread_that_ends_ends_every_stream_and_is_unhealthy(engine_of, alphab
         def __call__(self, chunks, table):
             raise SystemExit
 
-    gate = Gate(Fatal(num_pages=2 * 1))
-    engine = engine_of(gate)
+    gate = Gate(Fatal())
+    engine = engine_of(gate, num_slots=1)
     streams = [engine.submit(request("running", max_tokens=9)), engine.submit(request("waiting"))]
     gate.open.release()
     assert [read(stream)[1] for stream in streams] == ["error", "error"]

@@ -3,42 +3,37 @@
     engine.submit(request) -> Stream     raises RequestError: outside the model's limits (400), queue full (429)
     for batch in stream                  lists of TokenEvent: all that is ready, so that one write can carry many;
                                          `batches` and `finished` are the same for event loops
+    engine.embed(ids) -> Future          a text's embedding; it shares steps with completions
     engine.abort(request.id)             the client went away: the slot is free before the next step
 
-Callers may live in any thread and any event loop. A step that fails (or gives NaN) ends the requests that were in it with
-finish_reason "error"; a token that cannot be turned into text ends its own request so. Three such steps in a row make the
-engine unhealthy, and so does the end of its thread, which ends every stream: a replica should then be replaced.
+Callers may live in any thread and any event loop. A step that fails ends the requests that were in it with finish_reason
+"error"; logits that are not finite, a token that cannot be turned into text and a grammar that allows no token end their
+own request so. Three such steps in a row make the engine unhealthy, and so does the end of its thread, which ends every
+stream: a replica should then be replaced.
+
+What the engine adds to a model step: about 30 us for one sequence, 6 us a token for 32 (greedy, no reader waiting).
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 from raymill.errors import RequestError
-from raymill.inference.requests import EngineStats, FinishReason, Request, TokenEvent
-from raymill.inference.sampling import Sampler, Sampling, choose
+from raymill.inference.adapters import Adapter
+from raymill.inference.answers import Completion, Embedding
+from raymill.inference.requests import MAX_LOGPROBS, EngineStats, FinishReason, Request, TokenEvent
+from raymill.inference.sampling import choose
 from raymill.inference.scheduler import Plan, Progression, Scheduler
-from raymill.inference.step import Floats, ModelStep, is_finite
-from raymill.inference.stream import Stream
-from raymill.inference.text import Decoder, TextStream
+from raymill.inference.speculation import PromptLookup
+from raymill.inference.step import Chunk, Floats, ModelStep
+from raymill.inference.stream import Stream, Waiter, wake
+from raymill.inference.text import Decoder
 
 _UNHEALTHY_AFTER = 3
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Running:
-    """What the engine remembers of a request that the scheduler does not need."""
-
-    request: Request
-    progression: Progression
-    stream: Stream
-    text: TextStream
-    sampler: Sampler
 
 
 class BatchingEngine:
@@ -52,13 +47,19 @@ class BatchingEngine:
         num_slots: int,
         max_queued: int,
         max_step_tokens: int,
+        adapters: Mapping[str, Adapter] | None = None,
         on_stats: Callable[[EngineStats], None] | None = None,
     ) -> None:
+        """adapters: LoRA adapters by the name that requests call them. on_stats: told when the numbers change."""
         self._step = step
         self._make_decoder = make_decoder
         self._scheduler = Scheduler(num_slots, max_queued, max_step_tokens, step.num_pages, step.max_seq_len)
+        self._adapters = {name: step.load_adapter(each.tensors, each.scale) for name, each in (adapters or {}).items()}
         self._on_stats = on_stats
-        self._requests: dict[str, _Running] = {}
+        self._reported: EngineStats | None = None
+        self._answers: dict[Progression, Completion | Embedding] = {}
+        self._by_id: dict[str, Completion] = {}
+        self._woken: list[Waiter] = []
         self._failures_in_a_row = 0
         self._work = threading.Condition()
         self._closed = False
@@ -77,35 +78,45 @@ class BatchingEngine:
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        return ()
-
-    def embed(self, ids: tuple[int, ...], adapter: str | None = None) -> Future[Floats]:
-        raise NotImplementedError
+        """LoRA adapters that requests may name."""
+        return tuple(self._adapters)
 
     def submit(self, request: Request) -> Stream:
         """Queues a request and returns the stream of its events."""
         self._check(request)
-        progression = Progression(request.id, list(request.prompt_ids), len(request.prompt_ids))
-        match = request.grammar.start() if request.grammar else None
-        sampler = Sampler(request.sampling, request.prompt_ids, match, request.logprobs)
-        running = _Running(request, progression, Stream(), TextStream(self._make_decoder(), request.stop), sampler)
+        scores = request.prompt_logprobs is not None
+        sequence = Progression(
+            request.id,
+            list(request.prompt_ids),
+            len(request.prompt_ids) + request.max_tokens,
+            self._adapter(request.adapter),
+            outputs_from=0 if scores else None,
+            lookup=PromptLookup(),
+        )
+        completion = Completion(request, sequence, self._make_decoder())
         with self._work:
-            if self._closed:
-                raise RequestError("this replica is shutting down", status=503, fix="send the request again")
-            if self._ended:
-                raise RequestError("this replica does not work", status=503, fix="send the request again")
-            assert request.id not in self._requests, "request ids are unique"
-            self._scheduler.add(progression)
-            self._requests[request.id] = running
-            self._work.notify()
-        return running.stream
+            assert request.id not in self._by_id, "request ids are unique"
+            self._enter(sequence, completion)
+            self._by_id[request.id] = completion
+        return completion.stream
+
+    def embed(self, ids: tuple[int, ...], adapter: str | None = None) -> Future[Floats]:
+        """Queues a text; its mean hidden state, of length 1. Cancelling the future takes it out."""
+        self._check_ids(ids, 0)
+        sequence = Progression("", list(ids), len(ids), self._adapter(adapter), outputs_from=0, wants_hidden=True)
+        embedding = Embedding(sequence)
+        with self._work:
+            self._enter(sequence, embedding)
+        embedding.future.add_done_callback(lambda future: self._drop(embedding) if future.cancelled() else None)
+        return embedding.future
 
     def abort(self, request_id: str) -> None:
         """Drops a request wherever it is. Does nothing when it is done or unknown."""
         with self._work:
-            running = self._requests.get(request_id)
-            if running is not None:
-                self._finish(running, "", "abort")
+            completion = self._by_id.get(request_id)
+            if completion is not None:
+                self._finish(completion, completion.without_token("abort"))
+        self._wake()
 
     def stats(self) -> EngineStats:
         with self._work:
@@ -119,18 +130,49 @@ class BatchingEngine:
         self._thread.join()
         with self._work:
             self._finish_all("abort")
+        self._wake()
+
+    def _enter(self, sequence: Progression, answer: Completion | Embedding) -> None:
+        if self._closed:
+            raise RequestError("this replica is shutting down", status=503, fix="send the request again")
+        if self._ended:
+            raise RequestError("this replica does not work", status=503, fix="send the request again")
+        self._scheduler.add(sequence)
+        self._answers[sequence] = answer
+        self._work.notify()
+
+    def _adapter(self, name: str | None) -> int:
+        if name is None:
+            return 0
+        if name not in self._adapters:
+            known = ", ".join(self._adapters) or "none"
+            raise RequestError(f"there is no adapter {name!r}", field="model", status=404, fix=f"name one of: {known}")
+        return self._adapters[name]
 
     def _check(self, request: Request) -> None:
-        prompt, limit = len(request.prompt_ids), self._step.max_seq_len
+        least = 1 if request.prompt_logprobs is None else 0
+        if request.max_tokens < least:
+            raise RequestError(
+                f"max_tokens is {request.max_tokens}", field="max_tokens", fix=f"set max_tokens to at least {least}"
+            )
+        for field, top in (("logprobs", request.logprobs), ("prompt_logprobs", request.prompt_logprobs)):
+            if top is not None and not 0 <= top <= min(MAX_LOGPROBS, self.vocab_size):
+                raise RequestError(
+                    f"{field} is {top}", field=field, fix=f"set it from 0 to {min(MAX_LOGPROBS, self.vocab_size)}"
+                )
+        self._check_ids(request.prompt_ids, request.max_tokens)
+
+    def _check_ids(self, ids: tuple[int, ...], max_tokens: int) -> None:
+        prompt, limit = len(ids), self._step.max_seq_len
         if not prompt:
             raise RequestError("the prompt is empty", field="prompt", fix="send at least one token")
-        if request.max_tokens < 1 or prompt + request.max_tokens > limit:
+        if prompt + max_tokens > limit:
             raise RequestError(
-                f"the prompt has {prompt} tokens and max_tokens is {request.max_tokens}; together they may be {limit}",
-                field="max_tokens",
+                f"the prompt has {prompt} tokens and max_tokens is {max_tokens}; together they may be {limit}",
+                field="max_tokens" if max_tokens else "prompt",
                 fix=f"shorten the prompt, or set max_tokens to at most {max(0, limit - prompt)}",
             )
-        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self._step.vocab_size:
+        if not 0 <= min(ids) <= max(ids) < self._step.vocab_size:
             raise RequestError(f"a prompt id is outside 0..{self._step.vocab_size - 1}", field="prompt")
 
     def _loop(self) -> None:
@@ -144,97 +186,181 @@ class BatchingEngine:
                 self._ended = True
                 if not self._closed:  # else `close` ends the streams
                     self._finish_all("error")
+            self._wake()
 
     def _take_step(self) -> bool:
         """Waits for work and does one step of it; False when the engine is closed."""
         with self._work:
-            self._work.wait_for(lambda: self._closed or self._scheduler.running)
+            while not self._closed and not self._scheduler.running:
+                self._work.wait()
             if self._closed:
                 return False
             plan = self._scheduler.plan()
+        failed = False
         try:
-            chosen = self._run(plan)
+            self._run(plan)
         except Exception:  # whatever a step raises must reach its clients, not end the thread
             _log.exception("a step with %d chunks failed", len(plan.chunks))
-            chosen = None
+            failed = True
         with self._work:
-            whole = self._fail(plan) if chosen is None else self._deliver(plan, chosen)
+            whole = self._fail(plan) if failed else self._deliver(plan)
             self._failures_in_a_row = 0 if whole else self._failures_in_a_row + 1
-            stats = self._stats()
-        self._report(stats)
+        self._wake()
+        self._report()
         return True
 
-    def _report(self, stats: EngineStats) -> None:
+    def _run(self, plan: Plan) -> None:
+        """One model step; every answer takes what it gave."""
+        output = self._step(plan.chunks, self._scheduler.table)
+        askers: list[Completion] = []
+        chunks: list[Chunk] = []
+        logits_row = hidden_row = 0
+        for sequence, chunk in zip(plan.sequences, plan.chunks, strict=True):
+            answer = self._answers.get(sequence)
+            if isinstance(answer, Completion):
+                if answer.read(chunk, output.logits_NV, logits_row):
+                    askers.append(answer)
+                    chunks.append(chunk)
+            elif answer is not None and chunk.wants_hidden:
+                assert output.hidden_ND is not None
+                answer.read(output.hidden_ND[hidden_row : hidden_row + len(chunk.ids)])
+            logits_row += chunk.num_logits
+            hidden_row += len(chunk.ids) if chunk.wants_hidden else 0
+        self._choose(output.logits_NV, askers, chunks)
+
+    def _choose(self, logits_NV: Floats, askers: list[Completion], chunks: list[Chunk]) -> None:
+        """The next tokens. A draft's are chosen one after the other, each as if the step had been for it alone: the
+        next is asked for while they are the drafted ones."""
+        ahead = 0
+        while askers:
+            rows = [asker.logits_row + ahead for asker in askers]
+            chosen = choose(logits_NV, rows, [asker.sampler for asker in askers])
+            going_on: list[Completion] = []
+            their_chunks: list[Chunk] = []
+            for asker, chunk, (token, logprob) in zip(askers, chunks, chosen, strict=True):
+                accepted = asker.accept(token, logprob)
+                at = len(asker.sequence.ids) + ahead - chunk.start
+                if accepted and at < len(chunk.ids) and chunk.ids[at] == token:
+                    going_on.append(asker)
+                    their_chunks.append(chunk)
+            askers, chunks = going_on, their_chunks
+            ahead += 1
+
+    def _deliver(self, plan: Plan) -> bool:
+        """Hands out what the step gave; False when one of its requests could not take it."""
+        whole = True
+        for sequence, chunk in zip(plan.sequences, plan.chunks, strict=True):
+            answer = self._answers.get(sequence)
+            if answer is None:  # aborted while the step ran
+                continue
+            try:
+                if isinstance(answer, Embedding):
+                    taken = self._take_embedding(answer, chunk)
+                else:
+                    taken = self._advance(answer, chunk)
+            except Exception:  # a token that is no text must not stop the others
+                _log.exception("a token could not be delivered")
+                taken = False
+            if not taken:
+                whole = False
+                self._give_up(answer)
+        return whole
+
+    def _advance(self, completion: Completion, chunk: Chunk) -> bool:
+        """Puts a completion's new tokens into its stream."""
+        if completion.failed:
+            return False
+        sequence, taken = completion.sequence, completion.taken
+        known = len(sequence.ids)
+        for token, logprob in taken:
+            sequence.ids.append(token)
+            event = completion.event(token, logprob)
+            if event.finish_reason is not None:
+                self._scheduler.settle(sequence, chunk)
+                self._finish(completion, event)
+                return True
+            waiter = completion.stream.add(event)
+            if waiter is not None:
+                self._woken.append(waiter)
+        drafted = chunk.start + len(chunk.ids) - known
+        if drafted > 0 and sequence.lookup is not None:
+            sequence.lookup.learn(sequence.ids, drafted, len(taken) - 1)
+        taken.clear()
+        self._scheduler.settle(sequence, chunk)
+        if completion.request.max_tokens == 0 and chunk.start + len(chunk.ids) == known:
+            self._finish(completion, completion.without_token("length"))
+        return True
+
+    def _take_embedding(self, embedding: Embedding, chunk: Chunk) -> bool:
+        sequence = embedding.sequence
+        self._scheduler.settle(sequence, chunk)
+        if chunk.start + len(chunk.ids) < len(sequence.ids):
+            return True
+        if not embedding.is_finite:
+            return False
+        self._drop(embedding)
+        embedding.finish()
+        return True
+
+    def _fail(self, plan: Plan) -> bool:
+        for sequence in plan.sequences:
+            answer = self._answers.get(sequence)
+            if answer is not None:
+                self._give_up(answer)
+        return False
+
+    def _give_up(self, answer: Completion | Embedding) -> None:
+        if isinstance(answer, Completion):
+            self._finish(answer, answer.without_token("error"), failed=True)
+        else:
+            self._drop(answer, failed=True)
+            answer.fail("the model failed on this text")
+
+    def _finish(self, completion: Completion, last: TokenEvent, *, failed: bool = False) -> None:
+        self._drop(completion, failed=failed)
+        self._by_id.pop(completion.request.id, None)
+        waiter = completion.stream.add(last)
+        if waiter is not None:
+            self._woken.append(waiter)
+
+    def _drop(self, answer: Completion | Embedding, *, failed: bool = False) -> None:
+        with self._work:  # from a future's thread, or again from the engine's
+            if self._answers.pop(answer.sequence, None) is not None:
+                self._scheduler.remove(answer.sequence, failed=failed)
+
+    def _finish_all(self, reason: FinishReason) -> None:
+        """Ends every stream, whatever state the scheduler is in: nothing runs after it."""
+        answers = list(self._answers.values())
+        self._answers.clear()
+        self._by_id.clear()
+        for answer in answers:
+            if isinstance(answer, Embedding):
+                answer.fail("this replica is shutting down")
+            else:
+                answer.stream.put(answer.without_token(reason))
+        self._scheduler.clear()
+
+    def _wake(self) -> None:
+        """Wakes the readers of what was delivered, without the lock: each event loop once."""
+        if self._woken:
+            with self._work:
+                woken, self._woken = self._woken, []
+            wake(woken)
+
+    def _report(self) -> None:
+        """Tells the state when it changed."""
         if self._on_stats is None:
             return
+        with self._work:
+            stats = self._stats()
+        if stats == self._reported:
+            return
+        self._reported = stats
         try:
             self._on_stats(stats)
         except Exception:  # counting is not worth a completion
             _log.exception("the engine's state cannot be reported, and is not any more")
             self._on_stats = None
-
-    def _run(self, plan: Plan) -> list[int]:
-        """One model step; the next ids of the plan's finished chunks in order."""
-        output = self._step(plan.chunks, self._scheduler.table)
-        if not is_finite(output):
-            raise FloatingPointError("the model gave NaN or infinite logits")
-        samplers = []
-        for progression, chunk in zip(plan.sequences, plan.chunks, strict=True):
-            if chunk.num_logits:
-                running = self._requests.get(progression.request_id)
-                samplers.append(running.sampler if running else Sampler(Sampling(temperature=0)))
-        return [token for token, _ in choose(output.logits_NV, range(len(samplers)), samplers)]
-
-    def _deliver(self, plan: Plan, chosen: list[int]) -> bool:
-        """Hands each token to its request; False when one of them could not take it."""
-        whole = True
-        finished_chunks = (p for p, chunk in zip(plan.sequences, plan.chunks, strict=True) if chunk.num_logits)
-        for progression, token in zip(finished_chunks, chosen, strict=True):
-            running = self._requests.get(progression.request_id)
-            if running is None:  # aborted while the step ran
-                continue
-            try:
-                self._advance(running, token)
-            except Exception:  # a token that is no text must not stop the others
-                _log.exception("a token could not be delivered")
-                self._finish(running, "", "error")
-                whole = False
-        return whole
-
-    def _advance(self, running: _Running, token: int) -> None:
-        running.sampler.push(token)
-        running.progression.ids.append(token)
-        made = len(running.progression.ids) - running.progression.prompt_tokens
-        if token in running.request.stop_ids:
-            self._finish(running, running.text.finish(), "stop")
-            return
-        text = running.text.push(token)
-        if running.text.stopped:
-            self._finish(running, text, "stop")
-        elif made == running.request.max_tokens:
-            text += running.text.finish()
-            self._finish(running, text, "stop" if running.text.stopped else "length")
-        else:
-            running.stream.put(TokenEvent(text))
-
-    def _fail(self, plan: Plan) -> bool:
-        for progression in plan.sequences:
-            running = self._requests.get(progression.request_id)
-            if running is not None:
-                self._finish(running, "", "error")
-        return False
-
-    def _finish(self, running: _Running, text: str, reason: FinishReason) -> None:
-        if self._requests.pop(running.request.id, None) is not None:
-            running.stream.put(TokenEvent(text, reason))
-            self._scheduler.remove(running.request.id)
-
-    def _finish_all(self, reason: FinishReason) -> None:
-        """Ends every stream, whatever state the scheduler is in: nothing runs after it."""
-        for running in self._requests.values():
-            running.stream.put(TokenEvent("", reason))
-        self._requests.clear()
-        self._scheduler.clear()
 
     def _stats(self) -> EngineStats:
         active = len(self._scheduler.running)

@@ -29,6 +29,8 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """The text this id releases. After a stop string `stopped` is true and nothing more comes."""
+        if not self._stop:
+            return self._decoder.push(token)
         if self.stopped:
             return ""
         return self._release(self._decoder.push(token))

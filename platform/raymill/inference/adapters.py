@@ -1,0 +1,163 @@
+"""LoRA adapters as PEFT writes them: a folder in, small matrices by the name of the matrix they are added to out.
+
+    adapter_config.json         r, lora_alpha, target_modules, use_rslora
+    adapter_model.safetensors   base_model.model.<matrix>.lora_A.weight (r, K) and .lora_B.weight (N, r)
+
+y += scale * B (A x) with scale = lora_alpha / r (Hu et al. 2021, arXiv:2106.09685), or lora_alpha / sqrt(r) with
+use_rslora (Kalajdzievski 2023, arXiv:2312.03732). What would be computed otherwise (DoRA, trained biases, whole modules) is
+refused by name: an adapter that is half applied writes wrong text without a word. No torch here.
+
+Shapes: r rank, K input channels, N output channels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raymill.errors import ArtifactError
+from raymill.inference.step import Floats
+from raymill.model.config import ModelConfig
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
+_MAX_RANK = 1024
+_OFF: dict[str, tuple[Any, ...]] = {
+    "use_dora": (False,),
+    "bias": ("none",),
+    "modules_to_save": ([],),
+    "rank_pattern": ({},),
+    "alpha_pattern": ({},),
+    "fan_in_fan_out": (False,),
+    "layer_replication": ([],),
+    "lora_bias": (False,),
+    "megatron_config": ({},),
+    "trainable_token_indices": ([], {}),
+}
+"""Settings that change what is computed, with the values (besides none) at which they do not."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter, as a step takes it."""
+
+    tensors: dict[str, tuple[Floats, Floats]]
+    """(A (r, K), B (N, r)) by the name of the matrix, `model.layers.0.self_attn.q_proj`."""
+    scale: float
+
+
+def load_adapter(folder: Path, config: ModelConfig) -> Adapter:
+    """Reads an adapter for a model of this shape. ArtifactError when it is not whole, not for it, or more than LoRA."""
+    settings = _read_settings(folder)
+    rank, alpha = settings.get("r"), settings.get("lora_alpha")
+    if not isinstance(rank, int) or not 1 <= rank <= _MAX_RANK:
+        raise _refusal(folder / CONFIG, f"r is {rank!r}", f"train it with a rank from 1 to {_MAX_RANK}")
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise _refusal(folder / CONFIG, f"lora_alpha is {alpha!r}", "train it with a number")
+    halves: dict[str, dict[str, Floats]] = {}
+    for name, tensor in _read_tensors(folder / WEIGHTS).items():
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise _refusal(
+                folder / WEIGHTS, f"{name} is no part of LoRA on a matrix", "train it with target_modules only"
+            )
+        halves.setdefault(match[1], {})[match[2]] = tensor
+    shapes = _matrices(config)
+    tensors = {}
+    for matrix, half in sorted(halves.items()):
+        if matrix not in shapes:
+            known = ", ".join(sorted({name.rsplit(".", 1)[1] for name in shapes}))
+            raise _refusal(folder / WEIGHTS, f"{matrix} is no matrix of this model's blocks", f"target only {known}")
+        outputs, inputs = shapes[matrix]
+        found = {side: tensor.shape for side, tensor in half.items()}
+        if found != {"A": (rank, inputs), "B": (outputs, rank)}:
+            why = f"{matrix} has {found}; needed are A {(rank, inputs)} and B {(outputs, rank)}"
+            raise _refusal(folder / WEIGHTS, why, "name an adapter of this checkpoint")
+        if not all(np.isfinite(tensor).all() for tensor in half.values()):
+            raise _refusal(folder / WEIGHTS, f"{matrix} holds numbers that are not finite", "train it again")
+        tensors[matrix] = (half["A"], half["B"])
+    if not tensors:
+        raise _refusal(folder / WEIGHTS, "it holds no matrix", "name an adapter that was trained")
+    return Adapter(tensors, alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank))
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"there is no adapter in {folder}", why=f"it has no {CONFIG}", fix="name a folder that PEFT saved"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _refusal(path, str(error), "save the adapter again") from None
+    if not isinstance(settings, dict):
+        raise _refusal(path, "it holds no settings", "save the adapter again")
+    if settings.get("peft_type") != "LORA":
+        raise _refusal(path, f"peft_type is {settings.get('peft_type')!r}", "train a LORA adapter, or merge this one")
+    for name, values in _OFF.items():
+        if settings.get(name) is not None and settings[name] not in values:
+            raise _refusal(
+                path, f"{name} is {settings[name]!r}", f"train it without {name}, or merge it into a checkpoint"
+            )
+    return settings
+
+
+def _matrices(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(N, K) of every matrix in the blocks."""
+    inner, key_value = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
+    model, hidden = config.model_dim, config.hidden_dim
+    one = {"self_attn.q_proj": (inner, model), "self_attn.k_proj": (key_value, model)}
+    one |= {"self_attn.v_proj": (key_value, model), "self_attn.o_proj": (model, inner)}
+    one |= {"mlp.up_proj": (hidden, model), "mlp.down_proj": (model, hidden)}
+    if config.gated:
+        one["mlp.gate_proj"] = (hidden, model)
+    return {f"model.layers.{layer}.{name}": shape for layer in range(config.num_layers) for name, shape in one.items()}
+
+
+def _read_tensors(path: Path) -> dict[str, Floats]:
+    from safetensors import SafetensorError, safe_open  # checks names, lengths and offsets; unpickles nothing
+
+    try:
+        with safe_open(path, "numpy") as file:
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
+            odd = {name: kind for name, kind in types.items() if kind not in ("F32", "F16", "BF16")}
+            if odd:
+                raise _refusal(path, f"types {odd} are no weights", "save it in fp32, fp16 or bf16")
+            if "BF16" not in types.values():
+                return {name: file.get_tensor(name).astype(np.float32) for name in types}
+    except FileNotFoundError:
+        raise _refusal(path, "it is missing", "save the adapter with safe_serialization=True") from None
+    except (OSError, SafetensorError) as error:
+        raise _refusal(path, str(error), "save the adapter again") from None
+    return _read_bf16(path)
+
+
+def _read_bf16(path: Path) -> dict[str, Floats]:
+    """numpy has no bf16: such files, which safetensors has checked, are read by hand."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    tensors = {}
+    for name, entry in json.loads(data[8 : 8 + length]).items():
+        if name == "__metadata__":
+            continue
+        first, end = entry["data_offsets"]
+        raw = data[8 + length + first : 8 + length + end]
+        if entry["dtype"] == "BF16":
+            wide = np.frombuffer(raw, np.uint16).astype(np.uint32) << 16
+            tensor = wide.view(np.float32)
+        else:
+            tensor = np.frombuffer(raw, np.float16 if entry["dtype"] == "F16" else np.float32).astype(np.float32)
+        tensors[name] = tensor.reshape(entry["shape"])
+    return tensors
+
+
+def _refusal(path: Path, why: str, fix: str) -> ArtifactError:
+    return ArtifactError(f"{path} cannot be used as a LoRA adapter", why=why, fix=fix)
