@@ -39,7 +39,8 @@ class Reciter:
         time.sleep(self.pause_s)
         if self.broken:
             raise RuntimeError("broken on purpose")
-        wanted = [chunk.start + len(chunk.ids) for chunk in chunks if chunk.num_logits]
+        ends = [(chunk.start + len(chunk.ids), chunk.num_logits) for chunk in chunks]
+        wanted = [position for end, rows in ends for position in range(end - rows + 1, end + 1)]
         logits = np.zeros((len(wanted), self.vocab_size), np.float32)
         for row, position in enumerate(wanted):
             logits[row, self.script[position % len(self.script)]] = 30.0
