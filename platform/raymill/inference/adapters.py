@@ -24,6 +24,7 @@ import numpy as np
 from raymill.errors import ArtifactError
 from raymill.inference.step import Floats
 from raymill.model.config import ModelConfig
+from raymill.model.tensor_file import FLOATING, open_tensor_file
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -69,23 +70,31 @@ def load_adapter(folder: Path, config: ModelConfig) -> Adapter:
                 folder / WEIGHTS, f"{name} is no part of LoRA on a matrix", "train it with target_modules only"
             )
         halves.setdefault(match[1], {})[match[2]] = tensor
+    tensors = _checked(halves, rank, folder / WEIGHTS, config)
+    return Adapter(tensors, alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank))
+
+
+def _checked(
+    halves: dict[str, dict[str, Floats]], rank: int, path: Path, config: ModelConfig
+) -> dict[str, tuple[Floats, Floats]]:
+    """Both halves of every matrix, which the model has and they fit."""
     shapes = _matrices(config)
     tensors = {}
     for matrix, half in sorted(halves.items()):
         if matrix not in shapes:
             known = ", ".join(sorted({name.rsplit(".", 1)[1] for name in shapes}))
-            raise _refusal(folder / WEIGHTS, f"{matrix} is no matrix of this model's blocks", f"target only {known}")
+            raise _refusal(path, f"{matrix} is no matrix of this model's blocks", f"target only {known}")
         outputs, inputs = shapes[matrix]
         found = {side: tensor.shape for side, tensor in half.items()}
         if found != {"A": (rank, inputs), "B": (outputs, rank)}:
             why = f"{matrix} has {found}; needed are A {(rank, inputs)} and B {(outputs, rank)}"
-            raise _refusal(folder / WEIGHTS, why, "name an adapter of this checkpoint")
+            raise _refusal(path, why, "name an adapter of this checkpoint")
         if not all(np.isfinite(tensor).all() for tensor in half.values()):
-            raise _refusal(folder / WEIGHTS, f"{matrix} holds numbers that are not finite", "train it again")
+            raise _refusal(path, f"{matrix} holds numbers that are not finite", "train it again")
         tensors[matrix] = (half["A"], half["B"])
     if not tensors:
-        raise _refusal(folder / WEIGHTS, "it holds no matrix", "name an adapter that was trained")
-    return Adapter(tensors, alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank))
+        raise _refusal(path, "it holds no matrix", "name an adapter that was trained")
+    return tensors
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -123,40 +132,11 @@ def _matrices(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def _read_tensors(path: Path) -> dict[str, Floats]:
-    from safetensors import SafetensorError, safe_open  # checks names, lengths and offsets; unpickles nothing
-
-    try:
-        with safe_open(path, "numpy") as file:
-            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
-            odd = {name: kind for name, kind in types.items() if kind not in ("F32", "F16", "BF16")}
-            if odd:
-                raise _refusal(path, f"types {odd} are no weights", "save it in fp32, fp16 or bf16")
-            if "BF16" not in types.values():
-                return {name: file.get_tensor(name).astype(np.float32) for name in types}
-    except FileNotFoundError:
-        raise _refusal(path, "it is missing", "save the adapter with safe_serialization=True") from None
-    except (OSError, SafetensorError) as error:
-        raise _refusal(path, str(error), "save the adapter again") from None
-    return _read_bf16(path)
-
-
-def _read_bf16(path: Path) -> dict[str, Floats]:
-    """numpy has no bf16: such files, which safetensors has checked, are read by hand."""
-    data = path.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    tensors = {}
-    for name, entry in json.loads(data[8 : 8 + length]).items():
-        if name == "__metadata__":
-            continue
-        first, end = entry["data_offsets"]
-        raw = data[8 + length + first : 8 + length + end]
-        if entry["dtype"] == "BF16":
-            wide = np.frombuffer(raw, np.uint16).astype(np.uint32) << 16
-            tensor = wide.view(np.float32)
-        else:
-            tensor = np.frombuffer(raw, np.float16 if entry["dtype"] == "F16" else np.float32).astype(np.float32)
-        tensors[name] = tensor.reshape(entry["shape"])
-    return tensors
+    stored = open_tensor_file(path)
+    odd = {name: tensor.kind for name, tensor in stored.items() if tensor.kind not in FLOATING}
+    if odd:
+        raise _refusal(path, f"of types that are no weights: {odd}", "save it in fp32, fp16 or bf16")
+    return {name: tensor.read_floats() for name, tensor in stored.items()}
 
 
 def _refusal(path: Path, why: str, fix: str) -> ArtifactError:

@@ -56,8 +56,8 @@ class StoredTensor:
 def open_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a checkpoint by name. ArtifactError where a file is missing or its header lies."""
     if (folder / WEIGHTS).exists() or not (folder / SHARDS).exists():
-        return _open_file(folder / WEIGHTS)
-    return {name: tensor for shard in shard_names(folder) for name, tensor in _open_file(folder / shard).items()}
+        return open_tensor_file(folder / WEIGHTS)
+    return {name: tensor for shard in shard_names(folder) for name, tensor in open_tensor_file(folder / shard).items()}
 
 
 def shard_names(folder: Path) -> list[str]:
@@ -71,7 +71,8 @@ def shard_names(folder: Path) -> list[str]:
     return shards
 
 
-def _open_file(path: Path) -> dict[str, StoredTensor]:
+def open_tensor_file(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one file by name. ArtifactError where it is missing or its header lies."""
     assert sys.byteorder == "little", "the format is; no machine we know is not"
     try:
         with safe_open(path, framework="numpy"):  # checks the header against the file
