@@ -62,6 +62,11 @@ class Bench:
         return {name: self.peers.missing[name] for name in peers if name in self.peers.missing}
 
 
+def flags(**values: object) -> list[str]:
+    """`--seq-len 256` of seq_len=256."""
+    return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
 def failures(talks: Mapping[str, Talk], missing: Mapping[str, str]) -> list[str]:
     """A note for each side without a figure."""
     broken = {name: talk.failure for name, talk in talks.items() if talk.failure is not None}

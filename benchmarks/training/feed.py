@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.table import OURS, Row
-from benchmarks.training.bench import Bench, failures
+from benchmarks.training.bench import Bench, failures, flags
 from benchmarks.training.sides.timing import FEEDS
 from benchmarks.training.tokens import SEQ_LEN
 
@@ -14,7 +14,7 @@ _PACKED = "raymill, documents packed whole"
 
 
 def feed(bench: Bench) -> list[Row]:
-    options = ["--tokens", bench.tokens, "--seq-len", SEQ_LEN, "--batch-size", _BATCH_SIZE]
+    options = flags(tokens=bench.tokens, seq_len=SEQ_LEN, batch_size=_BATCH_SIZE)
     sides = [
         bench.side(OURS, "feed_raymill", *options),
         bench.side("nanoGPT", "feed_nanogpt", *options),

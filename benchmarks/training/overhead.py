@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from benchmarks.measure import ONE_THREAD, error_line, say
 from benchmarks.table import Row
-from benchmarks.training.bench import ENVIRONMENT, SIDES, Bench
+from benchmarks.training.bench import ENVIRONMENT, SIDES, Bench, flags
 from benchmarks.training.steps import BATCH_SIZE, DIM, LAYERS
 from benchmarks.training.tokens import SEQ_LEN
 
@@ -52,9 +52,8 @@ def overhead(product: Sequence[float], bare: Sequence[float], saves: int) -> Ove
 
 def platform(bench: Bench) -> list[Row]:
     steps, save_every = (9, 4) if bench.quick else (60, 20)
-    values = {"tokens": bench.tokens, "folder": bench.work, "layers": LAYERS, "dim": DIM, "seq-len": SEQ_LEN}
-    values |= {"batch-size": BATCH_SIZE, "steps": steps, "save-every": save_every}
-    options = [part for name, value in values.items() for part in (f"--{name}", str(value))]
+    options = flags(tokens=bench.tokens, folder=bench.work, layers=LAYERS, dim=DIM, seq_len=SEQ_LEN)
+    options += flags(batch_size=BATCH_SIZE, steps=steps, save_every=save_every)
     command = [sys.executable, str(SIDES / "platform_raymill.py"), *options]
     surroundings = {**os.environ, **ONE_THREAD, **ENVIRONMENT}
     done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=_LIMIT_S)

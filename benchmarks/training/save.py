@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.table import OURS, Row
-from benchmarks.training.bench import Bench, failures
+from benchmarks.training.bench import Bench, failures, flags
 from benchmarks.training.steps import DIM, LAYERS
 
 
 def save(bench: Bench) -> list[Row]:
-    options = ["--tokens", bench.tokens, "--folder", bench.work, "--layers", LAYERS, "--dim", DIM]
+    options = flags(tokens=bench.tokens, folder=bench.work, layers=LAYERS, dim=DIM)
     peers = {"torch.save": "save", "async_save": "async", "async_save, memory kept": "kept"}
     sides = [bench.side(OURS, "save_raymill", *options)]
     sides += [bench.side(name, "save_torch", *options, "--variant", variant) for name, variant in peers.items()]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from benchmarks.measure import Side
 from benchmarks.table import OURS, Row
-from benchmarks.training.bench import Bench, failures
+from benchmarks.training.bench import Bench, failures, flags
 from benchmarks.training.tokens import SEQ_LEN, VOCAB_SIZE
 from benchmarks.turns import Talk
 
@@ -60,7 +60,7 @@ def int8(bench: Bench) -> list[Row]:
 def _loss_row(bench: Bench) -> Row:
     """How far apart the losses of both are after the same steps, on fewer layers, so that there can be many steps."""
     batch_size, rounds = (1, 40) if bench.quick else (4, 300)
-    options = [*_shape(bench, WIDE), "--layers", 2, "--batch-size", batch_size]
+    options = [*_shape(bench, WIDE), *flags(layers=2, batch_size=batch_size)]
     sides = [
         bench.side(_INT8, "step_raymill", *options, "--variant", "int8"),
         bench.side(OURS, "step_raymill", *options),
@@ -80,10 +80,9 @@ def _loss_row(bench: Bench) -> Row:
     return Row(work, "%", 100 * apart, note=note)
 
 
-def _shape(bench: Bench, dim: int) -> list[object]:
-    values = {"ids": bench.rows, "tokens": bench.tokens, "folder": bench.work, "layers": LAYERS, "dim": dim}
-    values |= {"seq-len": SEQ_LEN, "vocab-size": VOCAB_SIZE, "batch-size": BATCH_SIZE}
-    return [part for name, value in values.items() for part in (f"--{name}", value)]
+def _shape(bench: Bench, dim: int) -> list[str]:
+    read = flags(ids=bench.rows, tokens=bench.tokens, seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE, batch_size=BATCH_SIZE)
+    return [*read, *flags(folder=bench.work, layers=LAYERS, dim=dim)]
 
 
 def _ours(bench: Bench, dim: int) -> Side:

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.measure import Side, spread, take_turns
 from benchmarks.table import Row
-from benchmarks.training.bench import ENVIRONMENT, SIDES, Bench
+from benchmarks.training.bench import ENVIRONMENT, SIDES, Bench, flags
 from benchmarks.training.steps import DIM, LAYERS
 from benchmarks.training.tokens import SEQ_LEN
 
@@ -19,11 +19,10 @@ _NAMES = {1: "one worker", 2: "two workers"}
 
 def workers(bench: Bench) -> list[Row]:
     steps, rounds = (6, 1) if bench.quick else (12, 5)
-    values = {"tokens": bench.tokens, "folder": bench.work, "layers": LAYERS, "dim": DIM, "seq-len": SEQ_LEN}
-    values |= {"steps": steps, "global-batch-size": _GLOBAL_BATCH_SIZE}
-    options = [part for name, value in values.items() for part in (f"--{name}", str(value))]
+    options = flags(tokens=bench.tokens, folder=bench.work, layers=LAYERS, dim=DIM, seq_len=SEQ_LEN)
+    options += flags(steps=steps, global_batch_size=_GLOBAL_BATCH_SIZE)
     script, python = SIDES / "workers_raymill.py", Path(sys.executable)
-    sides = [Side(name, script, python, [*options, "--workers", str(number)]) for number, name in _NAMES.items()]
+    sides = [Side(name, script, python, [*options, *flags(workers=number)]) for number, name in _NAMES.items()]
     found = take_turns(sides, rounds, lambda outcome: f"{_speed(outcome):,.0f} tokens/s", environment=ENVIRONMENT)
     one, two = (found[name] for name in _NAMES.values())
     alone, together = one.median(_speed), two.median(_speed)

@@ -1,15 +1,14 @@
 """nanoGPT's way: ids memory-mapped anew for each batch, 8 random places, two slices for each; no document numbers."""
 
 from argparse import Namespace
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from timing import FEEDS, serve
+from timing import FEEDS, Loaded, serve
 
 
-def load(options: Namespace) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
+def load(options: Namespace) -> Loaded:
     path, length = options.tokens / "train-00000.bin", options.seq_len
 
     def batch() -> tuple[torch.Tensor, torch.Tensor]:

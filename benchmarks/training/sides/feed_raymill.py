@@ -1,16 +1,15 @@
 """raymill's loader: inputs, targets and document numbers of a batch. `--variant`: how documents are packed."""
 
 from argparse import Namespace
-from collections.abc import Callable
 from typing import Any
 
-from timing import FEEDS, serve
+from timing import FEEDS, Loaded, serve
 
 from raymill.dataset.loader import Loader
 from raymill.dataset.shards import TokenStream
 
 
-def load(options: Namespace) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
+def load(options: Namespace) -> Loaded:
     loader = Loader(
         TokenStream(options.tokens, "train"),
         seq_len=options.seq_len,

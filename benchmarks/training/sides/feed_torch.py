@@ -1,12 +1,11 @@
 """torch's DataLoader in this process over memory-mapped windows, shuffled, its own collation, no document numbers."""
 
 from argparse import Namespace
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from timing import FEEDS, serve
+from timing import FEEDS, Loaded, serve
 from torch.utils.data import DataLoader, Dataset
 
 
@@ -24,7 +23,7 @@ class Windows(Dataset):
         return ids[:-1], ids[1:]
 
 
-def load(options: Namespace) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
+def load(options: Namespace) -> Loaded:
     loader = DataLoader(Windows(options), batch_size=options.batch_size, shuffle=True, drop_last=True)
     batches = iter(loader)
 

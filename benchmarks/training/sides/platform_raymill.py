@@ -12,10 +12,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from shape import shape
+from timing import make_parser
+
 from raymill.cluster.config import ClusterConfig
 from raymill.cluster.session import Cluster
 from raymill.config import load
-from raymill.model.config import ModelConfig
 from raymill.stages import train as stage
 
 TIMES = "times.json"
@@ -78,18 +80,10 @@ def worker(settings: dict[str, Any]) -> None:
 
 def main() -> None:
     options = _options()
-    heads = options.dim // 64
     config = stage.Config(
         num_workers=1,
         max_failures=0,
-        model=ModelConfig(
-            num_layers=options.layers,
-            model_dim=options.dim,
-            num_heads=heads,
-            num_kv_heads=heads,
-            hidden_dim=options.dim * 8 // 3,
-            max_seq_len=options.seq_len,
-        ),
+        model=shape(options),
         steps=options.steps,
         global_batch_size=options.batch_size,
         microbatch_size=options.batch_size,
@@ -119,13 +113,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--tokens", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--layers", type=int, required=True)
-    parser.add_argument("--dim", type=int, required=True)
-    parser.add_argument("--seq-len", type=int, required=True)
-    parser.add_argument("--batch-size", type=int, required=True)
+    parser = make_parser()
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--save-every", type=int, required=True)
     return parser.parse_args()

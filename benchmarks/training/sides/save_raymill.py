@@ -1,12 +1,10 @@
 """raymill's checkpoint: a copy in memory that is kept, written by the background thread. A turn lasts until it is published."""
 
-import time
 from argparse import Namespace
-from collections.abc import Callable
 from typing import Any
 
-from saved_state import stepped_model, timed
-from timing import serve
+from saved_state import saved, stepped_model
+from timing import Loaded, serve
 
 from raymill.model.files import WEIGHTS
 from raymill.training.background import Background
@@ -14,7 +12,7 @@ from raymill.training.checkpoint import OPTIMIZER, write_checkpoint
 from raymill.training.snapshot import Snapshot
 
 
-def load(options: Namespace) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
+def load(options: Namespace) -> Loaded:
     model, optimizer = stepped_model(options)
     config = model.config.to_hugging_face(model.vocab_size, 0)
     snapshot, background, step = Snapshot(), Background(), 0
@@ -40,14 +38,8 @@ def load(options: Namespace) -> tuple[dict[str, Any], Callable[[], dict[str, Any
 
         background.submit("save", job)
 
-    def work() -> dict[str, Any]:
-        began = time.perf_counter()
-        stall = timed(save)
-        background.finish()
-        return stall | {"until_saved_s": time.perf_counter() - began}
-
     size = sum(tensor.nbytes for tensors in state().values() for tensor in tensors.values())
-    return {"state_bytes": size}, work
+    return {"state_bytes": size}, lambda: saved(save, background.finish)
 
 
 serve(load)

@@ -1,21 +1,18 @@
 """torch's own ways to save weights and AdamW's state. `--variant`: save (torch.save), async (distributed.checkpoint's
 async_save as it comes) or kept (the same with one stager for all saves, which keeps the copy's memory)."""
 
-import time
 import warnings
 from argparse import Namespace
-from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from saved_state import stepped_model, timed
-from timing import serve
+from saved_state import saved, stepped_model
+from timing import Loaded, serve
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 
-def load(options: Namespace) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
+def load(options: Namespace) -> Loaded:
     warnings.simplefilter("ignore")  # that there is one process only
     model, optimizer = stepped_model(options)
     # One stager for all saves keeps its memory; the options are those that async_save sets for its own.
@@ -32,14 +29,11 @@ def load(options: Namespace) -> tuple[dict[str, Any], Callable[[], dict[str, Any
             writer = dcp.FileSystemWriter(target, overwrite=True)
             running = dcp.async_save(state, storage_writer=writer, async_stager=stager, no_dist=True)
 
-    def work() -> dict[str, Any]:
-        began = time.perf_counter()
-        stall = timed(save)
+    def wait() -> None:
         if running is not None:
             running.result()
-        return stall | {"until_saved_s": time.perf_counter() - began}
 
-    return {}, work
+    return {}, lambda: saved(save, wait)
 
 
 serve(load)

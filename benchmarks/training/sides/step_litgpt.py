@@ -1,17 +1,16 @@
 """litgpt's GPT in Llama's layout with the inner step of its pretraining; AdamW fused, which it keeps for GPUs by default."""
 
 from argparse import Namespace
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from litgpt.config import Config
 from litgpt.model import GPT
 from litgpt.utils import chunked_cross_entropy
-from timing import Batches, describe, serve
+from timing import Batches, Loaded, describe, serve
 
 
-def load(options: Namespace) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
+def load(options: Namespace) -> Loaded:
     torch.manual_seed(0)
     config = Config(
         block_size=options.seq_len,

@@ -1,16 +1,15 @@
 """The nanoGPT recipe's step: forward, cross-entropy over all logits, backward, clipping, fused AdamW."""
 
 from argparse import Namespace
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from timing import Batches, describe, serve
+from timing import Batches, Loaded, describe, serve
 
 from benchmarks.training.recipe.nanogpt import Recipe, Shape, Trainer
 
 
-def load(options: Namespace) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
+def load(options: Namespace) -> Loaded:
     batches = Batches(options)
 
     def batch(step: int, first: int, count: int) -> SimpleNamespace:

@@ -4,32 +4,23 @@
 """
 
 from argparse import Namespace
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from timing import Batches, describe, serve
+from shape import shape
+from timing import Batches, Loaded, describe, serve
 
 from raymill.dataset.shards import read_index
-from raymill.model.config import InitConfig, ModelConfig
+from raymill.model.config import InitConfig
 from raymill.model.transformer import Transformer
 from raymill.training.config import OptimizerConfig
 from raymill.training.losses import next_token
 from raymill.training.optimizer import build_optimizer
 
 
-def load(options: Namespace) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
+def load(options: Namespace) -> Loaded:
     words = set(options.variant.split("+")) - {""}
-    heads = options.dim // 64
-    config = ModelConfig(
-        architecture="qwen3" if "qwen3" in words else "llama",
-        num_layers=options.layers,
-        model_dim=options.dim,
-        num_heads=heads,
-        num_kv_heads=heads,
-        hidden_dim=options.dim * 8 // 3,
-        max_seq_len=options.seq_len,
-    )
+    config = shape(options, architecture="qwen3" if "qwen3" in words else "llama")
     model, batches = Transformer(config, options.vocab_size), Batches(options)
     model.initialize(0, InitConfig())
     model.train()

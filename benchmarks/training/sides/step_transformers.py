@@ -3,11 +3,10 @@ that costs nothing, fused AdamW, no logging and no saving."""
 
 import time
 from argparse import Namespace
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from timing import Batches, Turns, describe, read_options, resident_bytes, serve
+from timing import Batches, Loaded, Turns, describe, read_options, resident_bytes, serve
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 
@@ -28,7 +27,7 @@ def build(options: Namespace) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).train()
 
 
-def load_inner(options: Namespace) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
+def load_inner(options: Namespace) -> Loaded:
     model, batches = build(options), Batches(options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
 

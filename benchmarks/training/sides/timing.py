@@ -19,6 +19,8 @@ import torch
 
 FEEDS = 1000
 """Batches of one turn of the sides that only feed."""
+Loaded = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
+"""The facts of a side, and the function of one turn."""
 
 
 class Turns:
@@ -40,7 +42,7 @@ class Turns:
         return bool(sys.stdin.readline())
 
 
-def serve(load: Callable[[argparse.Namespace], tuple[dict[str, Any], Callable[[], dict[str, Any]]]]) -> None:
+def serve(load: Callable[[argparse.Namespace], Loaded]) -> None:
     options = read_options()
     turns = Turns(options)
     facts, work = load(options)
@@ -93,6 +95,11 @@ def describe(model: torch.nn.Module, options: argparse.Namespace) -> dict[str, A
 
 
 def read_options() -> argparse.Namespace:
+    return make_parser().parse_args()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """What most sides are given; one with needs of its own adds them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--core", type=int)
     parser.add_argument("--warm", type=int, default=1)
@@ -105,4 +112,4 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--vocab-size", type=int, default=8192)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--variant", default="")
-    return parser.parse_args()
+    return parser

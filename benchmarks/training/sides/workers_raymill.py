@@ -10,12 +10,12 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from shape import shape
+from timing import make_parser
 
-from raymill.model.config import ModelConfig
 from raymill.training.config import LayoutConfig, OptimizerConfig, TrainingConfig
 from raymill.training.loop import Hooks, train
 from raymill.training.parallel.worker import Worker
@@ -45,22 +45,15 @@ def main() -> None:
 
 
 def _start(options: argparse.Namespace, rank: int) -> subprocess.Popen[bytes]:
-    given = [part for name, value in vars(options).items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    known = {name: value for name, value in vars(options).items() if value is not None}
+    given = [part for name, value in known.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, __file__, *given, "--rank", str(rank)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
 def _config(options: argparse.Namespace) -> TrainingConfig:
-    heads = options.dim // 64
     return TrainingConfig(
-        model=ModelConfig(
-            num_layers=options.layers,
-            model_dim=options.dim,
-            num_heads=heads,
-            num_kv_heads=heads,
-            hidden_dim=options.dim * 8 // 3,
-            max_seq_len=options.seq_len,
-        ),
+        model=shape(options),
         optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3),
         layout=LayoutConfig(),
         steps=options.steps,
@@ -74,14 +67,9 @@ def _config(options: argparse.Namespace) -> TrainingConfig:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
+    parser = make_parser()
     parser.add_argument("--workers", type=int, required=True)
     parser.add_argument("--rank", type=int, default=0)
-    parser.add_argument("--tokens", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--layers", type=int, required=True)
-    parser.add_argument("--dim", type=int, required=True)
-    parser.add_argument("--seq-len", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--global-batch-size", type=int, required=True)
     options = parser.parse_args()
