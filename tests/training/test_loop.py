@@ -397,6 +397,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(config: TrainingConfig, tokens:
         ({"layout": {"tensor": 4}}, 4, "num_heads 2 does not divide over 4 workers"),
         ({"layout": {"pipeline": 2}}, 2, "num_layers 1 does not divide over 2 workers"),
         ({"layout": {"context": 3}}, 3, "max_seq_len 16 does not divide over 3 workers"),
+        (
+            {"layout": {"tensor": 2, "pipeline": 2, "context": 2}, "model.num_layers": 2, "model.num_kv_heads": 2},
+            16,
+            "along 4 axes",
+        ),
+        (
+            {"layout": {"data": "hsdp", "shard": 2, "tensor": 2, "context": 2}, "model.num_kv_heads": 2},
+            16,
+            "along 4 axes",
+        ),
         ({"layout": {"data": "fsdp", "shard": 2}}, 4, "layout.shard is for hsdp"),
         ({"layout": {"data": "hsdp", "shard": 3}}, 4, "layout.shard 3 does not divide the 4 workers"),
     ],
@@ -407,6 +417,12 @@ def test_a_layout_that_does_not_divide_is_refused(
     with pytest.raises(UsageError, match=what) as error:
         override(config, settings).check_layout(workers)
     assert "train." in error.value.fix
+
+
+def test_a_layout_of_three_axes_is_taken(config: TrainingConfig) -> None:
+    model = {"num_layers": 2}
+    for layout in ({"data": "fsdp", "tensor": 2, "pipeline": 2}, {"data": "hsdp", "shard": 2, "tensor": 2}):
+        override(config, {"layout": layout, "model": model, "microbatch_size": 1}).check_layout(8)
 
 
 def test_ddp_takes_workers_that_the_microbatches_do_not_divide_over(config: TrainingConfig) -> None:

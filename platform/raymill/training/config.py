@@ -203,6 +203,14 @@ class TrainingConfig(Config):
                 f"{key}.layout.shard is for hsdp; {key}.layout.data is {layout.data}",
                 fix=f"set {key}.layout.data to hsdp, or leave shard out",
             )
+        shards = {"ddp": 1, "fsdp": copies, "hsdp": layout.shard or 1}[layout.data]
+        axes = (copies // shards, shards, layout.tensor, layout.pipeline, layout.context)
+        if sum(size > 1 for size in axes) > 3:
+            raise UsageError(
+                f"{key}.layout splits {num_workers} workers along {sum(size > 1 for size in axes)} axes (copies, shards, "
+                "tensor, pipeline, context); at most three together were tried",
+                fix=f"set one of {key}.layout.tensor, pipeline and context to 1, or {key}.layout.data to fsdp",
+            )
         uneven = layout.data == "ddp" and layout.model_size == 1
         if copies > self.num_microbatches or (self.num_microbatches % copies and not uneven):
             raise UsageError(

@@ -1,6 +1,6 @@
 """Every layout trains as one process does: losses, gradient norms and weights; checkpoints go from one to another.
 
-Two groups of gloo processes, of 2 and of 4, run all cases one after the other; the tests look at what they left.
+Groups of 2 and of 4 gloo processes (slow: of 8) run all cases one after the other; the tests look at what they left.
 """
 
 import multiprocessing
@@ -46,6 +46,17 @@ FOUR: dict[str, dict[str, Any]] = {
     "tensor x pipeline": {"tensor": 2, "pipeline": 2},
     "ddp x context": {"context": 2},
     "fsdp x context": {"data": "fsdp", "context": 2},
+}
+EIGHT: dict[str, dict[str, Any]] = {
+    "fsdp x tensor x pipeline": {"data": "fsdp", "tensor": 2, "pipeline": 2},
+    "ddp x tensor x pipeline": {"tensor": 2, "pipeline": 2},
+    "hsdp x tensor": {"data": "hsdp", "shard": 2, "tensor": 2},
+    "hsdp x context": {"data": "hsdp", "shard": 2, "context": 2},
+    "tensor x pipeline x context": {"tensor": 2, "pipeline": 2, "context": 2},
+    "fsdp x tensor x context": {"data": "fsdp", "tensor": 2, "context": 2},
+    "fsdp x pipeline x context": {"data": "fsdp", "pipeline": 2, "context": 2},
+    "ddp x tensor x context": {"tensor": 2, "context": 2},
+    "ddp x pipeline x context": {"pipeline": 2, "context": 2},
 }
 WORKERS = dict.fromkeys(TWO, 2) | dict.fromkeys(FOUR, 4)
 LAYOUTS = TWO | FOUR
@@ -111,6 +122,8 @@ SLOW_CASES = {
     ),
 }
 """By name; a few more ways to put the same parts together."""
+EIGHT_CASES = {f"{name}, llama": settings("llama", layout) for name, layout in EIGHT.items()}
+"""Three axes of two workers each; hsdp is two of them."""
 
 
 @dataclass
@@ -227,7 +240,7 @@ def run_workers(count: int, configs: dict[str, TrainingConfig], folder: Path) ->
     workers = [context.Process(target=work, args=(rank, count, configs, folder)) for rank in range(count)]
     for worker in workers:
         worker.start()
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + (300 if count < 8 else 900)
     while any(worker.is_alive() for worker in workers) and time.monotonic() < deadline:
         if list(folder.glob("outcomes-[1-9].pt")):  # one has failed, the others may wait for it
             time.sleep(1)
@@ -275,6 +288,11 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome | str]:
     return run_workers(4, SLOW_CASES, tmp_path_factory.mktemp("slow"))
 
 
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome | str]:
+    return run_workers(8, EIGHT_CASES, tmp_path_factory.mktemp("eight"))
+
+
 @pytest.mark.parametrize("case", TWO_CASES)
 def test_two_workers_train_as_one(case: str, two: dict[str, Outcome | str], alone: Alone) -> None:
     compare(case, two, alone(TWO_CASES[case]))
@@ -289,6 +307,12 @@ def test_four_workers_train_as_one(case: str, four: dict[str, Outcome | str], al
 @pytest.mark.parametrize("case", SLOW_CASES)
 def test_more_ways_to_train_as_one(case: str, slow: dict[str, Outcome | str], alone: Alone) -> None:
     compare(case, slow, alone(SLOW_CASES[case]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", EIGHT_CASES)
+def test_eight_workers_on_three_axes_train_as_one(case: str, eight: dict[str, Outcome | str], alone: Alone) -> None:
+    compare(case, eight, alone(EIGHT_CASES[case]))
 
 
 def compare(case: str, outcomes: dict[str, Outcome | str], expected: Outcome) -> None:
