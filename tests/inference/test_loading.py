@@ -53,7 +53,7 @@ def test_a_checkpoint_runs_on_the_cpu_and_cuda_is_not_asked_for(checkpoint, monk
 
     monkeypatch.setattr(torch.cuda, "is_available", touched)
     monkeypatch.setattr(torch.cuda, "_lazy_init", touched)
-    assert text_on(torch.device("cpu"), checkpoint)[1] == "length"
+    assert text_on("cpu", checkpoint)[1] == "length"
 
 
 @pytest.mark.parametrize(
@@ -76,15 +76,15 @@ def test_the_engine_writes_what_the_model_would(tmp_path, tokenizer, settings):
     with torch.no_grad():
         for _ in range(8):
             ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
-    assert text_on(torch.device("cpu"), tmp_path) == (tokenizer.decode(ids[prompt:]), "length")
+    assert text_on("cpu", tmp_path) == (tokenizer.decode(ids[prompt:]), "length")
 
 
 def test_a_replica_without_its_gpu_says_what_to_set(checkpoint, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(MachineError, match="gpus_per_worker to 0"):
-        load_engine(checkpoint, device=torch.device("cuda"), **LIMITS)
+        load_engine(checkpoint, device="cuda", **LIMITS)
 
 
 @pytest.mark.gpu
 def test_a_gpu_says_the_same(checkpoint):
-    assert text_on(torch.device("cuda"), checkpoint) == text_on(torch.device("cpu"), checkpoint)
+    assert text_on("cuda", checkpoint) == text_on("cpu", checkpoint)

@@ -295,7 +295,7 @@ class House:
         assert list(table[: len(sequence.pages)]) == sequence.pages and chunk.slot == sequence.slot
         shared = {p for other in self.s.running if other is not sequence for p in other.pages}
         context = tuple(sequence.ids[: chunk.start])
-        for offset, token in enumerate(chunk.ids):
+        for offset in range(len(chunk.ids)):
             position = chunk.start + offset
             page = table[position // PAGE_TOKENS]
             assert position // PAGE_TOKENS < len(sequence.pages) and page not in shared, (

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raymill.compression.int4 import Int4Linear
-from raymill.compression.int8 import Int8Linear
-from raymill.inference.kv_cache import PAGE_TOKENS, pages_for
+from raymill.compression.int8 import Int8Linear, quantize_rows
+from raymill.inference.kv_cache import PAGE_TOKENS, KvPrecision, pages_for
 from raymill.inference.step import Chunk, Floats, PageTable, StepOutput
+from raymill.inference.torch_lora import Additions, Lora
 from raymill.model.config import ModelConfig
 from raymill.model.rope import rotate
 from raymill.model.transformer import (
@@ -43,18 +44,19 @@ from raymill.model.transformer import (
 class TorchStep:
     """`ModelStep` over a Transformer, full-precision or quantized, on the device where it lies."""
 
-    def __init__(self, model: Transformer, num_pages: int) -> None:
+    def __init__(self, model: Transformer, num_pages: int, kv_precision: KvPrecision = "fp32") -> None:
         self.vocab_size = model.vocab_size
         self.max_seq_len = model.config.max_seq_len
         self.num_pages = num_pages
         self._config = model.config
         self._device = model.cos_TC.device
-        # zeros, not empty: attention multiplies what no one wrote yet by zero, and NaN times zero is NaN.
-        shape = (num_pages, PAGE_TOKENS, 2 * model.config.num_kv_heads, model.config.head_width)
-        self._cache_LP = [torch.zeros(shape, device=self._device) for _ in range(model.config.num_layers)]
+        self._cache_L = [
+            _Cache(model.config, num_pages, kv_precision, self._device) for _ in range(model.config.num_layers)
+        ]
         self._model = model.eval()
         self._layers = [_Layer.of(cast(Block, block), model.config) for block in model.model.layers]
         self._norm = _norm(model.model.norm)
+        self._adapters: list[Lora] = []
 
     @torch.inference_mode()
     def __call__(self, chunks: Sequence[Chunk], table: PageTable) -> StepOutput:
@@ -64,16 +66,31 @@ class TorchStep:
         x_MD = self._model.model.embed_tokens(rows.ids)
         if self._model.model.embed_positions is not None:
             x_MD = x_MD + self._model.model.embed_positions(rows.positions)
+        added = Additions(chunks, self._adapters, self._device)
         for index, layer in enumerate(self._layers):
-            y = self._attend(index, layer, layer.qkv(layer.attention_norm(x_MD)), rows, groups, cos, sin)
-            x_MD = x_MD + layer.out(y)
-            x_MD = x_MD + layer.feed_forward(layer.feed_forward_norm(x_MD))
+            normed = layer.attention_norm(x_MD)
+            qkv = added.add((index, "qkv"), normed, layer.qkv(normed))
+            y = self._attend(index, layer, qkv, rows, groups, cos, sin)
+            x_MD = x_MD + added.add((index, "out"), y, layer.out(y))
+            normed = layer.feed_forward_norm(x_MD)
+            inner = layer.activate(added.add((index, "up"), normed, layer.up(normed)))
+            x_MD = x_MD + added.add((index, "down"), inner, layer.down(inner))
         logits_NV = self._model.lm_head(self._norm(x_MD[rows.logits]))
         hidden_ND = self._norm(x_MD[rows.hidden]).cpu().numpy() if len(rows.hidden) else None
         return StepOutput(logits_NV.cpu().numpy(), hidden_ND)
 
     def load_adapter(self, tensors: dict[str, tuple[Floats, Floats]], scale: float) -> int:
-        raise NotImplementedError
+        """See ModelStep. ArtifactError where a tensor belongs to no matrix of the blocks."""
+        config = self._config
+        inner, key_value = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
+        widths = {
+            "qkv": (inner, key_value, key_value),
+            "out": (config.model_dim,),
+            "up": (config.hidden_dim if config.gated else 0, config.hidden_dim),
+            "down": (config.model_dim,),
+        }
+        self._adapters.append(Lora(tensors, scale, widths, self._device))
+        return len(self._adapters)
 
     def _attend(
         self,
@@ -89,11 +106,32 @@ class TorchStep:
         heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
         qkv = qkv.view(len(qkv), heads + 2 * kv_heads, -1)
         turned = layer.turn(qkv[:, : heads + kv_heads], cos, sin)
-        cache = self._cache_LP[index]
-        cache[rows.pages, rows.places] = torch.cat([turned[:, heads:], qkv[:, heads + kv_heads :]], dim=1)
+        cache = self._cache_L[index]
+        cache.write(rows.pages, rows.places, torch.cat([turned[:, heads:], qkv[:, heads + kv_heads :]], dim=1))
         q = turned[:, :heads]
         outputs = [group.attend(q[group.rows], cache, kv_heads) for group in groups]
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).flatten(1)
+
+
+class _Cache:
+    """One layer's keys and values, (P, PAGE_TOKENS, 2K, C); int8 has a scale for each head's row."""
+
+    def __init__(self, config: ModelConfig, num_pages: int, precision: KvPrecision, device: torch.device) -> None:
+        # zeros, not empty: attention multiplies what no one wrote yet by zero, and NaN times zero is NaN.
+        shape = (num_pages, PAGE_TOKENS, 2 * config.num_kv_heads)
+        kind = torch.float32 if precision == "fp32" else torch.int8
+        self._values = torch.zeros((*shape, config.head_width), dtype=kind, device=device)
+        self._scales = None if precision == "fp32" else torch.zeros((*shape, 1), device=device)
+
+    def write(self, pages: Tensor, places: Tensor, kv: Tensor) -> None:
+        if self._scales is None:
+            self._values[pages, places] = kv
+        else:
+            self._values[pages, places], self._scales[pages, places] = quantize_rows(kv)
+
+    def read(self, pages: Tensor) -> Tensor:
+        values = self._values[pages]
+        return values if self._scales is None else values * self._scales[pages]
 
 
 @dataclass(frozen=True)
@@ -155,8 +193,8 @@ class _Group:
             seen &= positions > at - window
         self._mask = torch.zeros(seen.shape, device=device).masked_fill_(~seen, -torch.inf)[:, None]
 
-    def attend(self, q_RHC: Tensor, cache: Tensor, kv_heads: int) -> Tensor:
-        kv = cache[self._pages].flatten(1, 2).transpose(1, 2)  # (sequences, 2K, positions, C)
+    def attend(self, q_RHC: Tensor, cache: _Cache, kv_heads: int) -> Tensor:
+        kv = cache.read(self._pages).flatten(1, 2).transpose(1, 2)  # (sequences, 2K, positions, C)
         q = q_RHC.unflatten(0, self._shape).transpose(1, 2)  # (sequences, H, rows, C)
         k, v = kv[:, :kv_heads], kv[:, kv_heads:]
         y = functional.scaled_dot_product_attention(q, k, v, attn_mask=self._mask, enable_gqa=True)
@@ -189,7 +227,9 @@ class _Layer:
     """Queries and keys of every row (M, H + K, C) to what meets, by the rows' cosines and sines (M, 1, C)."""
     out: nn.Module
     feed_forward_norm: Callable[[Tensor], Tensor]
-    feed_forward: Callable[[Tensor], Tensor]
+    up: nn.Module
+    activate: Callable[[Tensor], Tensor]
+    down: nn.Module
 
     @classmethod
     def of(cls, block: Block, config: ModelConfig) -> _Layer:
@@ -200,7 +240,7 @@ class _Layer:
             _turn(attention, config),
             attention.o_proj,
             _norm(block.post_attention_layernorm),
-            _feed_forward(block.mlp),
+            *_feed_forward(block.mlp),
         )
 
 
@@ -223,16 +263,14 @@ def _turn(attention: Attention, config: ModelConfig) -> Callable[[Tensor, Tensor
     return lambda qk, cos, sin: rotate(functional.rms_norm(qk, (width,), eps=eps).mul_(gains), cos, sin)
 
 
-def _feed_forward(mlp: FeedForward | GatedFeedForward) -> Callable[[Tensor], Tensor]:
-    down = mlp.down_proj
+def _feed_forward(mlp: FeedForward | GatedFeedForward) -> tuple[nn.Module, Callable[[Tensor], Tensor], nn.Module]:
     if isinstance(mlp, GatedFeedForward):
-        gate_up = _join(mlp.gate_proj, mlp.up_proj)
-        return lambda x_MD: down(_swiglu(*gate_up(x_MD).chunk(2, dim=-1)))
-    up = mlp.up_proj
-    return lambda x_MD: down(functional.gelu(up(x_MD), approximate="tanh"))
+        return _join(mlp.gate_proj, mlp.up_proj), _swiglu, mlp.down_proj
+    return mlp.up_proj, partial(functional.gelu, approximate="tanh"), mlp.down_proj
 
 
-def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
+def _swiglu(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
     return functional.silu(gate).mul_(up)
 
 

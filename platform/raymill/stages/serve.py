@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from raymill.cluster.session import Cluster
+    from raymill.inference.loading import Device
 
 TAKES: tuple[Kind, ...] = ("checkpoint",)
 MAY_TAKE: tuple[Kind, ...] = ()
@@ -140,22 +141,20 @@ class Replica:
     """Lives in a Ray Serve replica: the engine and its app."""
 
     def __init__(
-        self, config: dict[str, Any], checkpoint: str, keys: str, api: dict[str, Any], threads: int, device: str
+        self, config: dict[str, Any], checkpoint: str, keys: str, api: dict[str, Any], threads: int, device: Device
     ) -> None:
         Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).mkdir(mode=0o700, parents=True, exist_ok=True)
-        import torch
-
         from raymill.api.keys import KeyFile
         from raymill.api.routes import ApiSettings, create_app, record_stats
         from raymill.inference.loading import load_engine
         from raymill.telemetry.metrics import Metrics
 
-        torch.set_num_threads(threads)
         settings, metrics = Config(**config), Metrics()
         self._record = partial(record_stats, metrics)
         self._engine, tokenizer = load_engine(
             Path(checkpoint),
-            device=torch.device(device),
+            device=device,
+            threads=threads,
             max_slots=settings.max_slots,
             max_kv_cache_bytes=settings.max_kv_cache_mib * 2**20,
             max_queued=settings.max_queued_requests,
@@ -239,7 +238,7 @@ def _bind(
     )
 
 
-def _device(role: Role) -> str:
+def _device(role: Role) -> Device:
     """Where a replica computes: `cuda` only where its role has a GPU for it."""
     if role.gpus_per_worker > 1:
         raise UsageError(
