@@ -5,39 +5,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raymill.compression import int8
-from raymill.compression.quantize import (
-    Int8Linear,
-    load_served_model,
-    quantize_model,
-    quantize_rows,
-    save_quantized,
-)
-from raymill.errors import ArtifactError
-from raymill.model.config import ModelConfig
-from raymill.model.transformer import Transformer
+from raymill.compression.format import Quantization
+from raymill.compression.int8 import Int8Linear, quantize_rows
+from raymill.compression.quantize import load_served_model, quantize_model, save_quantized
+from raymill.errors import ArtifactError, UsageError
 from raymill.model.weights import save_model
-
-VOCAB = 300
-
-
-ARCHITECTURES = {
-    "llama": {},
-    "mistral": {"architecture": "mistral", "sliding_window": 4},
-    "qwen2": {"architecture": "qwen2"},
-    "qwen3": {"architecture": "qwen3", "head_dim": 32},
-    "gpt2": {"architecture": "gpt2", "num_kv_heads": 4},
-}
-
-
-def small_model(**settings: object) -> Transformer:
-    shape = {"num_layers": 2, "model_dim": 64, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 96}
-    model = Transformer(ModelConfig(**{**shape, **settings}), VOCAB)
-    model.initialize(seed=1)
-    with torch.no_grad():  # gains that are not 1, biases that are not 0
-        for parameter in model.parameters():
-            if parameter.ndim < 2:
-                parameter.add_(torch.rand(parameter.shape, generator=torch.Generator().manual_seed(2)) - 0.5)
-    return model.requires_grad_(False).eval()
 
 
 def test_a_row_is_at_most_half_a_step_from_its_int8_values():
@@ -77,13 +49,13 @@ def test_a_bias_is_added_after_the_product():
 
 
 @pytest.mark.parametrize("tie", [True, False])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_saved_model_comes_back_bit_for_bit_at_a_quarter_of_the_size(tmp_path, tie, architecture):
-    model = small_model(tie_embeddings=tie, **ARCHITECTURES[architecture])
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3", "gpt2"])
+def test_a_saved_model_comes_back_bit_for_bit_at_a_quarter_of_the_size(tmp_path, tie, architecture, small_model):
+    model = small_model(architecture, tie_embeddings=tie)
     full, packed = tmp_path / "full", tmp_path / "packed"
     full.mkdir(), packed.mkdir()
     save_model(full, model, end_id=0)
-    ids = torch.randint(0, VOCAB, (2, 20), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(0))
     reference = model(ids)
     quantize_model(model)
     save_quantized(packed, model, end_id=0)
@@ -98,7 +70,59 @@ def test_a_saved_model_comes_back_bit_for_bit_at_a_quarter_of_the_size(tmp_path,
     assert names["model.layers.0.mlp.up_proj.weight"].dtype == torch.int8
 
 
-def test_a_full_precision_checkpoint_loads_too(tmp_path):
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("tie", [True, False])
+def test_int4_comes_back_bit_for_bit_with_embedding_and_head_int8(tmp_path, tie, architecture, small_model):
+    model = small_model(architecture, tie_embeddings=tie)
+    ids = torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(0))
+    reference = model(ids)
+    int4 = Quantization("int4", 32)
+    quantize_model(model, int4)
+    save_quantized(tmp_path, model, 0, int4)
+    loaded = load_served_model(tmp_path)
+    assert torch.equal(loaded(ids), model(ids))
+    assert 0.005 < float((loaded(ids) - reference).norm() / reference.norm()) < 0.2
+    quantization = json.loads((tmp_path / "config.json").read_text())["quantization"]
+    assert (quantization["method"], quantization["group_size"]) == ("int4", 32)
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert ("lm_head.weight" in tensors) is not tie
+    assert tensors["model.embed_tokens.weight"].dtype == torch.int8
+    down = [tensors[f"model.layers.0.mlp.down_proj.{part}"] for part in ("weight", "weight_scale")]
+    assert [(each.dtype, tuple(each.shape)) for each in down] == [
+        (torch.uint8, (64, 48)),
+        (torch.float16, (64, 3)),
+    ]
+
+
+@pytest.mark.parametrize("quantization", [Quantization("int8"), Quantization("int4", 32)], ids=lambda q: q.method)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_calibration_brings_the_model_nearer_to_full_precision(small_model, calibration, quantization, architecture):
+    told, errors = [], []
+    ids = torch.randint(0, 300, (4, 32), generator=torch.Generator().manual_seed(9))
+    whole = small_model(architecture)
+    reference = states(whole, ids)
+    for measured in (None, calibration):
+        model = small_model(architecture)
+        quantize_model(model, quantization, measured, lambda done, of: told.append((done, of)))
+        errors.append(float((states(model, ids) - reference).norm()))
+    assert errors[1] < errors[0]
+    assert told == [(1, 2), (2, 2)] * 2
+
+
+def states(model, ids):
+    """What the blocks make of the embeddings of the whole model."""
+    x = torch.nn.functional.embedding(ids, torch.randn(300, 64, generator=torch.Generator().manual_seed(3)))
+    return model.run_blocks(x)
+
+
+def test_groups_that_do_not_divide_the_model_leave_it_as_it_was(small_model):
+    model = small_model()
+    with pytest.raises(UsageError, match="groups of 64"):
+        quantize_model(model, Quantization("int4", 64))
+    assert isinstance(model.lm_head, torch.nn.Linear)
+
+
+def test_a_full_precision_checkpoint_loads_too(tmp_path, small_model):
     model = small_model()
     save_model(tmp_path, model, end_id=0)
     ids = torch.arange(10)[None]
@@ -117,7 +141,7 @@ def test_a_full_precision_checkpoint_loads_too(tmp_path):
         lambda t: t["model.layers.0.mlp.up_proj.weight_scale"].fill_(float("nan")),
     ],
 )
-def test_weights_that_do_not_fit_the_config_are_refused(tmp_path, damage):
+def test_weights_that_do_not_fit_the_config_are_refused(tmp_path, damage, small_model):
     model = small_model()
     quantize_model(model)
     save_quantized(tmp_path, model, end_id=0)
@@ -128,7 +152,7 @@ def test_weights_that_do_not_fit_the_config_are_refused(tmp_path, damage):
         load_served_model(tmp_path)
 
 
-def test_an_unknown_quantization_is_refused(tmp_path):
+def test_an_unknown_quantization_is_refused(tmp_path, small_model):
     save_model(tmp_path, small_model(), end_id=0)
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**values, "quantization": {"method": "int3"}}))

@@ -73,7 +73,8 @@ def quantize_rows(x_MK: Tensor) -> tuple[Tensor, Tensor]:
 
 def row_scales(x_MK: Tensor) -> Tensor:
     """The scale (..., 1) with which the largest of each row is 127."""
-    return torch.linalg.vector_norm(x_MK, torch.inf, dim=-1, keepdim=True).div_(127.0).clamp_min_(_SMALLEST)
+    largest: Tensor = torch.linalg.vector_norm(x_MK, torch.inf, dim=-1, keepdim=True)
+    return largest.div_(127.0).clamp_min_(_SMALLEST)
 
 
 def has_int8_products(device: torch.device) -> bool:

@@ -44,9 +44,7 @@ def quantize_model(
     """
     quantization.check_fits(model.config)
     embedding = quantize_rows(model.model.embed_tokens.weight.detach())
-    head = embedding if model.config.tie_embeddings else quantize_rows(model.lm_head.weight.detach())
-    model.model.embed_tokens = cast(nn.Embedding, Int8Embedding(*embedding))
-    model.lm_head = cast(Linear, Int8Linear(*head))
+    _set_ends(model, embedding, embedding if model.config.tie_embeddings else quantize_rows(model.lm_head.weight))
     walk = None if calibration is None else Walk(model, calibration)
     for number, block in enumerate(cast("list[Block]", model.model.layers)):
         for part, names in readers(block):
@@ -56,6 +54,11 @@ def quantize_model(
         if walk is not None:
             walk.advance(block)
         on_layer(number + 1, model.config.num_layers)
+
+
+def _set_ends(model: Transformer, embedding: tuple[Tensor, Tensor], head: tuple[Tensor, Tensor]) -> None:
+    model.model.embed_tokens = cast(nn.Embedding, Int8Embedding(*embedding))
+    model.lm_head = cast(Linear, Int8Linear(*head))
 
 
 def _quantize_layer(layer: nn.Linear, quantization: Quantization, moments_KK: Tensor | None) -> nn.Module:
@@ -99,9 +102,10 @@ def load_served_model(folder: Path) -> Transformer:
 def _load_quantized(folder: Path, quantization: Quantization) -> Transformer:
     config, vocab_size = read_model_config(folder)
     tensors = read_tensors(folder / WEIGHTS)
+    quantization.check_fits(config)
     with torch.device("meta"):  # names, shapes and types only: every tensor comes from the file
         model = Transformer(config, vocab_size).requires_grad_(False).eval()
-        quantize_model(model, quantization)
+        _set_empty_layers(model, quantization)
     model.cos_TC, model.sin_TC = rotary_tables(config)
     if config.tie_embeddings:
         of_embedding = {name: tensor for name, tensor in tensors.items() if name.startswith("model.embed_tokens.")}
@@ -114,6 +118,22 @@ def _load_quantized(folder: Path, quantization: Quantization) -> Transformer:
             raise _mismatch(folder, f"{name} is not finite")
     model.load_state_dict(tensors, strict=False, assign=True)
     return model
+
+
+def _set_empty_layers(model: Transformer, quantization: Quantization) -> None:
+    """The layers of `quantize_model`, with any content."""
+    ends = torch.empty(model.vocab_size, model.config.model_dim, dtype=torch.int8), torch.empty(model.vocab_size, 1)
+    _set_ends(model, ends, ends)
+    size = quantization.group_size
+    for block in cast("list[Block]", model.model.layers):
+        for part, name in [(part, name) for part, names in readers(block) for name in names]:
+            bias, (rows, columns) = getattr(part, name).bias, getattr(part, name).weight.shape
+            if quantization.method == "int8":
+                scales = torch.empty(rows, 1)
+                setattr(part, name, Int8Linear(torch.empty(rows, columns, dtype=torch.int8), scales, bias))
+            else:
+                scales = torch.empty(rows, columns // size, dtype=torch.float16)
+                setattr(part, name, Int4Linear(torch.empty(rows, columns // 2, dtype=torch.uint8), scales, bias))
 
 
 def _mismatch(folder: Path, why: str) -> ArtifactError:

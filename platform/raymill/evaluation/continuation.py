@@ -50,7 +50,7 @@ def choose_continuations(
     for first in range(0, len(texts_IT), _ITEMS_AT_ONCE):
         rows_IOT = _with_options(texts_IT, range(first, min(first + _ITEMS_AT_ONCE, len(texts_IT))), context)
         likelihood_IO = _likelihoods(forward, rows_IOT, context, device)
-        right += int((likelihood_IO.argmax(-1) == 0).sum())
+        right += int((likelihood_IO[:, 0] > likelihood_IO[:, 1:].amax(-1)).sum())
     return ChoiceScores(right / len(texts_IT), len(texts_IT))
 
 
