@@ -8,6 +8,8 @@
 #include "visible.h"
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 #include "matmul_vnni.h"
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include "matmul_avx2.h"
 #else
 #include "matmul_plain.h"
 #endif

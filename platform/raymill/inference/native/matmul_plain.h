@@ -13,14 +13,6 @@ constexpr uint8_t kFlip = 0;
 constexpr int kMostRows = 4;  // share one pass over the weights
 constexpr int most_blocks(Precision, int) { return 1; }
 
-inline void store(const Tile& t, int row, const float* values) {
-    float* y = t.y + row * t.ld;
-    for (int n = 0; n < t.channels; ++n) {
-        const float value = t.bias != nullptr ? values[n] + t.bias[n] : values[n];
-        y[n] = t.add ? y[n] + value : value;
-    }
-}
-
 inline float multiply_add(float a, float b, float c) {
 #ifdef __FP_FAST_FMAF
     return __builtin_fmaf(a, b, c);
@@ -38,7 +30,7 @@ inline void tile_f32(const Tile& t, int rows) {
             for (int n = 0; n < kBlock; ++n) sums[m][n] = multiply_add(weights[n], x, sums[m][n]);
         }
     }
-    for (int m = 0; m < rows; ++m) store(t, m, sums[m]);
+    for (int m = 0; m < rows; ++m) store_channels(t, m, 0, t.channels, sums[m]);
 }
 
 // Onto sums: 16 channels x 4 values, times 4 values of one row.
@@ -60,7 +52,7 @@ inline void tile_i8(const Tile& t, int rows) {
     for (int m = 0; m < rows; ++m) {
         float results[kBlock];
         for (int n = 0; n < kBlock; ++n) results[n] = static_cast<float>(sums[m][n]) * scales[n] * t.scales[m];
-        store(t, m, results);
+        store_channels(t, m, 0, t.channels, results);
     }
 }
 
@@ -95,7 +87,7 @@ inline void tile_i4(const Tile& t, int rows) {
     }
     for (int m = 0; m < rows; ++m) {
         for (int n = 0; n < kBlock; ++n) totals[m][n] *= t.scales[m];
-        store(t, m, totals[m]);
+        store_channels(t, m, 0, t.channels, totals[m]);
     }
 }
 

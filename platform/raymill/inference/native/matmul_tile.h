@@ -27,7 +27,7 @@ struct Tile {
     float* y;  // the first row and channel
     int64_t ld;
     const float* bias;  // of the first channel, or nullptr
-    int channels;       // how many of the tile's channels there are: fewer than 16 per block at the matrix's end
+    int channels;       // how many channels there are from the first to the matrix's end
     bool add;
     const uint8_t* ahead;  // memory to fetch meanwhile, one cache line per 4 values of K, or nullptr
 };
@@ -62,6 +62,15 @@ inline float half_to_float(uint16_t half) {
     bits |= sign;
     std::memcpy(&value, &bits, sizeof value);
     return value;
+}
+
+// A row's results of `count` (16 at most) channels from `channel` on: plus bias, into or onto y.
+inline void store_channels(const Tile& t, int row, int channel, int count, const float* values) {
+    float* y = t.y + row * t.ld + channel;
+    for (int n = 0; n < count && n < kBlock; ++n) {
+        const float value = t.bias != nullptr ? values[n] + t.bias[channel + n] : values[n];
+        y[n] = t.add ? y[n] + value : value;
+    }
 }
 
 }  // namespace raymill

@@ -179,15 +179,16 @@ void tile_i4(const Tile& t) {
 
 using TileFunction = void (*)(const Tile&);
 
-// As many blocks as keep the sums, 28 at most, in the 32 registers; int4 has two sets of sums.
+// As many blocks as keep their sums in the 32 registers; int4 has two sets of sums and twice the weights.
 constexpr int kMostRows = 12;
 constexpr int most_blocks(Precision precision, int rows) {
-    const int fit = (precision == Precision::i4 ? 14 : 28) / rows;
+    const int fit = 28 / (precision == Precision::i4 ? 2 * rows + 2 : rows);
     return fit < 1 ? 1 : fit > 4 ? 4 : fit;
 }
 
 #define RAYMILL_THREE_ROWS(tile, N) tile<1, N>, tile<2, N>, tile<3, N>
-#define RAYMILL_SEVEN_ROWS(tile, N) RAYMILL_THREE_ROWS(tile, N), tile<4, N>, tile<5, N>, tile<6, N>, tile<7, N>
+#define RAYMILL_SIX_ROWS(tile, N) RAYMILL_THREE_ROWS(tile, N), tile<4, N>, tile<5, N>, tile<6, N>
+#define RAYMILL_SEVEN_ROWS(tile, N) RAYMILL_SIX_ROWS(tile, N), tile<7, N>
 #define RAYMILL_NINE_ROWS(tile, N) RAYMILL_SEVEN_ROWS(tile, N), tile<8, N>, tile<9, N>
 #define RAYMILL_TWELVE_ROWS(tile, N) RAYMILL_NINE_ROWS(tile, N), tile<10, N>, tile<11, N>, tile<12, N>
 
@@ -201,9 +202,9 @@ inline void run(Precision precision, int rows, int blocks, const Tile& t) {
                                                   {RAYMILL_NINE_ROWS(tile_i8, 3)},
                                                   {RAYMILL_SEVEN_ROWS(tile_i8, 4)}};
     static const TileFunction i4[4][kMostRows] = {{RAYMILL_TWELVE_ROWS(tile_i4, 1)},
-                                                  {RAYMILL_SEVEN_ROWS(tile_i4, 2)},
-                                                  {RAYMILL_THREE_ROWS(tile_i4, 3), tile_i4<4, 3>},
-                                                  {RAYMILL_THREE_ROWS(tile_i4, 4)}};
+                                                  {RAYMILL_SIX_ROWS(tile_i4, 2)},
+                                                  {RAYMILL_THREE_ROWS(tile_i4, 3)},
+                                                  {tile_i4<1, 4>, tile_i4<2, 4>}};
     const auto& tiles = precision == Precision::f32 ? f32 : precision == Precision::i8 ? i8 : i4;
     tiles[blocks - 1][rows - 1](t);
 }
