@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -92,9 +93,7 @@ class Product:
         rows = np.full((len(x_MK), self._library.raymill_row_bytes(self.K)), 99, np.int8)
         scales_M = np.empty(len(x_MK), np.float32)
         sums = np.empty((len(x_MK), self._library.raymill_row_sums(self.K, group)), np.int32)
-        self._library.raymill_quantize_rows(
-            _at(x_MK), len(x_MK), self.K, group, _at(rows), _at(scales_M), _at(sums)
-        )
+        self._library.raymill_quantize_rows(_at(x_MK), len(x_MK), self.K, group, _at(rows), _at(scales_M), _at(sums))
         return rows, scales_M, sums
 
     def __call__(
@@ -111,9 +110,14 @@ class Product:
         if onto is not None:
             y[:, : self.N] = onto
         cuts = (0, *blocks, -(-self.N // 16))
-        for first, last in zip(cuts[:-1], cuts[1:], strict=True):
+        for first, last in pairwise(cuts):
             self._library.raymill_matmul(
-                ctypes.byref(self._matrix), ctypes.byref(x), _at(y), ctypes.c_int64(self.N + spare), first, last,
+                ctypes.byref(self._matrix),
+                ctypes.byref(x),
+                _at(y),
+                ctypes.c_int64(self.N + spare),
+                first,
+                last,
                 int(onto is not None),
             )
         assert (y[:, self.N :] == 7.25).all()
@@ -192,3 +196,103 @@ def test_products_are_what_the_integers_say(target: str, precision: int, N: int,
             np.testing.assert_allclose(product(x_MK), expected(weights, x_MK, bias_N), rtol=1e-5, atol=1e-4)
         else:
             np.testing.assert_array_equal(product(x_MK), expected(weights, x_MK, bias_N))
+
+
+@pytest.mark.parametrize(("precision", "K", "group"), [(F32, 150, 0), (I8, 150, 0), (I4, 192, 32), (I4, 48, 8)])
+def test_a_row_has_the_same_bits_whatever_the_other_rows_and_the_cuts(
+    target: str, precision: int, K: int, group: int
+) -> None:
+    N = 16 * 9 + 5
+    product = Product(target, random_weights(precision, N, K, group))
+    x_MK = np.random.default_rng(2).standard_normal((70, K), np.float32)
+    alone = np.concatenate([product(x_MK[m : m + 1]) for m in range(len(x_MK))])
+    for M in (*range(2, 30), 47, 70):
+        np.testing.assert_array_equal(product(x_MK[:M]), alone[:M])
+    for cuts in ((1,), (4, 5), (3, 6, 9), tuple(range(1, 10))):
+        for M in (1, 3, 8, 12, 31):
+            np.testing.assert_array_equal(product(x_MK[:M], blocks=cuts), alone[:M])
+
+
+@pytest.mark.parametrize(("precision", "K", "group"), [(F32, 64, 0), (I8, 70, 0), (I4, 64, 32)])
+def test_a_product_with_a_bias_goes_onto_what_is_there(target: str, precision: int, K: int, group: int) -> None:
+    rng = np.random.default_rng(3)
+    weights, bias_N = random_weights(precision, 53, K, group), rng.standard_normal(53, np.float32)
+    x_MK, onto = rng.standard_normal((13, K), np.float32), rng.standard_normal((13, 53), np.float32)
+    plain, biased = Product(target, weights)(x_MK), Product(target, weights, bias_N)(x_MK)
+    np.testing.assert_array_equal(biased, plain + bias_N)
+    np.testing.assert_array_equal(Product(target, weights, bias_N)(x_MK, onto=onto), onto + biased)
+
+
+@pytest.mark.parametrize("K", [4096, 4100])
+def test_the_largest_int8_sums_are_exact(target: str, K: int) -> None:
+    values_NK = np.full((40, K), 127, np.int8)
+    values_NK[1::3] = -127
+    values_NK[2::3] = -128  # not ours, but a checkpoint of others may carry it
+    weights = Weights(I8, values_NK, np.full((40, 1), 0.5, np.float32))
+    x_MK = np.ones((5, K), np.float32)
+    x_MK[1] = -1.0
+    x_MK[2, ::2] = -1.0
+    x_MK[3] = 0.0
+    x_MK[4, 7] = 1e6  # an outlier: everything else rounds to 0
+    np.testing.assert_array_equal(Product(target, weights)(x_MK), expected(weights, x_MK))
+
+
+@pytest.mark.parametrize("group", [8, 32, 128])
+@pytest.mark.parametrize("value", [-8, 0, 7])
+def test_the_largest_int4_sums_are_exact(target: str, value: int, group: int) -> None:
+    scales = np.random.default_rng(4).uniform(1e-3, 1e-1, (24, 1024 // group)).astype(np.float16)
+    weights = Weights(I4, np.full((24, 1024), value, np.int8), scales, group)
+    x_MK = np.ones((5, 1024), np.float32)
+    x_MK[1] = -1.0
+    x_MK[2, 1::2] = -1.0
+    x_MK[3] = 0.0
+    np.testing.assert_array_equal(Product(target, weights)(x_MK), expected(weights, x_MK))
+
+
+@pytest.mark.parametrize("K", [1, 15, 64, 771])
+def test_rows_become_the_integers_of_the_torch_step(target: str, K: int) -> None:
+    torch = pytest.importorskip("torch")
+    quantize_rows = pytest.importorskip("raymill.compression.quantize").quantize_rows
+    rng = np.random.default_rng(5)
+    x_MK = (rng.standard_normal((40, K)) * 10.0 ** rng.integers(-20, 20, (40, 1))).astype(np.float32)
+    x_MK[0] = 0.0
+    x_MK[1] = np.arange(K) + 0.5  # ties
+    x_MK[1, 0] = 127.0
+    rows, scales_M, sums = Product(target, random_weights(I8, 16, K, 0)).quantized(x_MK)
+    theirs_MK, their_scales_M1 = quantize_rows(torch.from_numpy(x_MK))
+    np.testing.assert_array_equal(rows[:, :K], theirs_MK.numpy())
+    np.testing.assert_array_equal(scales_M, their_scales_M1.numpy()[:, 0])
+    assert not rows[:, K:].any()
+    np.testing.assert_array_equal(sums[:, 0], -128 * rows.astype(np.int32).sum(axis=1))
+
+
+def test_a_row_with_nan_is_nan_and_leaves_the_others_alone(target: str) -> None:
+    product = Product(target, random_weights(I8, 20, 40, 0))
+    x_MK = np.random.default_rng(6).standard_normal((3, 40), np.float32)
+    clean = product(x_MK)
+    x_MK[1, 5] = np.nan
+    y_MN = product(x_MK)
+    assert np.isnan(y_MN[1]).all()
+    np.testing.assert_array_equal(y_MN[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.parametrize(("precision", "K", "group"), [(F32, 45, 0), (I8, 45, 0), (I4, 96, 32)])
+def test_a_row_of_the_matrix_reads_back(target: str, precision: int, K: int, group: int) -> None:
+    weights = random_weights(precision, 35, K, group)
+    product = Product(target, weights)
+    for n in (0, 15, 16, 34):
+        np.testing.assert_array_equal(product.row(n), weights.as_float()[n])
+
+
+def test_every_fp16_scale_is_read_as_numpy_reads_it(target: str) -> None:
+    scales = np.arange(2**16, dtype=np.uint16).view(np.float16).reshape(64, 1024)
+    scales = np.where(np.isfinite(scales), scales, np.float16(0.0))
+    weights = Weights(I4, np.ones((64, 8 * 1024), np.int8), scales, 8)
+    product = Product(target, weights)
+    for n in range(64):
+        np.testing.assert_array_equal(product.row(n), weights.as_float()[n])
+    x_MK = np.zeros((1, 8 * 1024), np.float32)
+    for k in (0, 8, 8 * 511, 8 * 1023):
+        x_MK[:] = 0.0
+        x_MK[0, k] = 127.0
+        np.testing.assert_array_equal(product(x_MK), expected(weights, x_MK))
