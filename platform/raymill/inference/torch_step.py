@@ -75,9 +75,11 @@ class TorchStep:
             normed = layer.feed_forward_norm(x_MD)
             inner = layer.activate(added.add((index, "up"), normed, layer.up(normed)))
             x_MD = x_MD + added.add((index, "down"), inner, layer.down(inner))
-        logits_NV = self._model.lm_head(self._norm(x_MD[rows.logits]))
+        logits_NV = np.empty((0, self.vocab_size), np.float32)
+        if len(rows.logits):
+            logits_NV = self._model.lm_head(self._norm(x_MD[rows.logits])).cpu().numpy()
         hidden_ND = self._norm(x_MD[rows.hidden]).cpu().numpy() if len(rows.hidden) else None
-        return StepOutput(logits_NV.cpu().numpy(), hidden_ND)
+        return StepOutput(logits_NV, hidden_ND)
 
     def load_adapter(self, tensors: dict[str, tuple[Floats, Floats]], scale: float) -> int:
         """See ModelStep. ArtifactError where a tensor belongs to no matrix of the blocks."""
