@@ -11,7 +11,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,7 @@ def render_card(card: Mapping[str, Any]) -> str:
         "files_shown": _FILES_SHOWN,
         "groups_shown": _GROUPS_SHOWN,
     }
-    filters = {"count": lambda number: f"{number:,}", "size": size_in_words, "share": _share}
+    filters: dict[str, Callable[..., str]] = {"count": "{:,}".format, "size": size_in_words, "share": _share}
     return render_page(_TEMPLATE, values, _figures(card), filters)
 
 
