@@ -61,7 +61,7 @@ def load_engine(
             checkpoint, tokenizer, max_slots=max_slots, max_queued=max_queued, adapters=adapters or {}
         ), tokenizer
     pages = fit_pages(config, max_slots, max_kv_cache_bytes, kv_precision)
-    step = _load_step(checkpoint, engine, device, pages, kv_precision, threads)
+    step = load_step(checkpoint, engine, device, pages, kv_precision, threads)
     return BatchingEngine(
         step,
         lambda: StreamDecoder(tokenizer),
@@ -73,9 +73,10 @@ def load_engine(
     ), tokenizer
 
 
-def _load_step(
+def load_step(
     checkpoint: Path, engine: EngineName, device: Device, pages: int, kv_precision: KvPrecision, threads: int
 ) -> ModelStep:
+    """The step that such an engine computes with; not for "vllm". ArtifactError and MachineError as `load_engine`."""
     if engine == "native" and device != "cpu":
         raise MachineError("the native engine computes on the CPU", fix="set serve.engine to torch to use the GPU")
     if device == "cpu" and engine != "torch":

@@ -19,10 +19,20 @@ from raymill.inference.step import Chunk, ModelStep
 _STEPS = 24
 _ROUNDS = 7
 _FIRST_POSITION = 64
+_PAGES = pages_for(_FIRST_POSITION + _STEPS)
+"""Of one sequence."""
+
+
+def pages_for_bursts(count: int) -> int:
+    """Pages that so many sequences need while they are timed."""
+    return count * _PAGES
 
 
 def decode_speeds(steps: Mapping[str, ModelStep], counts: Sequence[int]) -> dict[tuple[str, int], float]:
-    """Tokens per second by (name of the step, sequences at once), each step at the same positions."""
+    """Tokens per second by (name of the step, sequences at once), each step at the same positions.
+
+    Each has at least `pages_for_bursts` pages for the largest count.
+    """
     length = min(step.max_seq_len for step in steps.values())
     first = max(0, min(_FIRST_POSITION, length - _STEPS))
     positions = range(first, min(first + _STEPS, length))
@@ -40,7 +50,7 @@ def decode_speeds(steps: Mapping[str, ModelStep], counts: Sequence[int]) -> dict
 
 
 def _burst_s(step: ModelStep, count: int, positions: range) -> float:
-    table = np.arange(step.num_pages, dtype=np.int32)[: count * pages_for(step.max_seq_len)].reshape(count, -1)
+    table = np.arange(pages_for_bursts(count), dtype=np.int32).reshape(count, _PAGES)
     began = time.perf_counter()
     for position in positions:
         step([Chunk(slot, position, (0,), num_logits=1) for slot in range(count)], table)

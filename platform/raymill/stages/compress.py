@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from raymill.cluster.session import Cluster
     from raymill.compression.calibrate import Calibration
     from raymill.evaluation.comparison import Quality
+    from raymill.inference.loading import Device
     from raymill.model.transformer import Transformer
 
 TAKES: tuple[Kind, ...] = ("checkpoint", "tokens")
@@ -122,6 +123,8 @@ def source_state(config: Config) -> Any:
 
 def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     """Compresses, measures before and after, and publishes; QualityError with the figures when it lost too much."""
+    from raymill.inference.kv_cache import PAGE_TOKENS, page_bytes
+
     source, folder = inputs["checkpoint"], inputs.draft.path
     _check(config, source)
     _empty(inputs.draft)
@@ -131,9 +134,10 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
         shutil.copyfile(source.file(TOKENIZER), folder / TOKENIZER)
         before, after = _measure_quality(config, inputs)
         _check_loss(config, before, after)
-        speed = _measure_speed(config, (source.path, folder))
+        device: Device = "cuda" if cluster.config.roles.serve.gpus_per_worker else "cpu"
+        speed = _measure_speed(config, (source.path, folder), device, threads)
     sizes = [(path / WEIGHTS).stat().st_size for path in (source.path, folder)]
-    loss = after.perplexity / before.perplexity - 1
+    loss = _loss(before, after)
     figures: dict[str, Any] = {
         "method": config.method,
         "weights_bytes_before": sizes[0],
@@ -141,6 +145,9 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
         **{f"{name}_before": value for name, value in asdict(before).items()},
         **asdict(after),
         "quality_loss": loss,
+        "kv_cache": config.kv_cache,
+        "kv_cache_bytes_per_token_before": page_bytes(read_model_config(source.path)[0]) // PAGE_TOKENS,
+        "kv_cache_bytes_per_token": page_bytes(read_model_config(folder)[0], config.kv_cache) // PAGE_TOKENS,
         "threads": threads,
         **{f"tokens_per_s_{count}_sequences_{when}": rate for (when, count), rate in sorted(speed.items())},
     }
@@ -260,9 +267,13 @@ def _measure_quality(config: Config, inputs: Inputs) -> tuple[Quality, Quality]:
     )
 
 
+def _loss(before: Quality, after: Quality) -> float:
+    return after.perplexity / before.perplexity - 1
+
+
 def _check_loss(config: Config, before: Quality, after: Quality) -> None:
     """QualityError when the relative rise of perplexity is above the bound."""
-    loss = after.perplexity / before.perplexity - 1
+    loss = _loss(before, after)
     if not loss <= config.max_quality_loss:  # written so that NaN is refused too
         longer = "recover longer" if config.prune is not None and config.prune.recovery_steps else "train longer"
         raise QualityError(
@@ -274,17 +285,17 @@ def _check_loss(config: Config, before: Quality, after: Quality) -> None:
         )
 
 
-def _measure_speed(config: Config, folders: tuple[Path, Path]) -> dict[tuple[str, int], float]:
+def _measure_speed(
+    config: Config, folders: tuple[Path, Path], device: Device, threads: int
+) -> dict[tuple[str, int], float]:
     """Tokens per second by ("before" or "after", sequences at once)."""
-    from raymill.compression.quantize import load_served_model
-    from raymill.inference.kv_cache import pages_for
-    from raymill.inference.speed import decode_speeds
-    from raymill.inference.torch_step import TorchStep
+    from raymill.inference.loading import load_step
+    from raymill.inference.speed import decode_speeds, pages_for_bursts
 
-    pages = _MANY * pages_for(read_model_config(folders[0])[0].max_seq_len)
+    pages = pages_for_bursts(_MANY)
     steps = {
-        when: TorchStep(load_served_model(folder), pages)
-        for when, folder in zip(("before", "after"), folders, strict=True)
+        "before": load_step(folders[0], "auto", device, pages, "fp32", threads),
+        "after": load_step(folders[1], "auto", device, pages, config.kv_cache, threads),
     }
     return decode_speeds(steps, (_FEW, _MANY))
 
@@ -292,6 +303,7 @@ def _measure_speed(config: Config, folders: tuple[Path, Path]) -> dict[tuple[str
 def _table(figures: dict[str, Any]) -> list[str]:
     """Before and after, one line a figure."""
     rows = [("weights", "weights_bytes_before", "weights_bytes", 1e-6, " MB", 1)]
+    rows.append(("KV cache of a token", "kv_cache_bytes_per_token_before", "kv_cache_bytes_per_token", 1, " B", 0))
     for count in (_FEW, _MANY):
         name = f"tokens_per_s_{count}_sequences"
         label = f"tokens/s, {count} sequence{'s' if count > 1 else ''}"
