@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -131,6 +132,35 @@ def test_a_side_tells_its_course_and_its_last_loss(name: str, shards: Path, monk
     assert run["curve"][-1]["val_loss"] < run["curve"][0]["val_loss"]
 
 
+@pytest.mark.parametrize("name", ["raymill", "nanogpt"])
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
+    name: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "SEQ_LEN", 8)
+    size = settings.Size(SHAPE, RECIPE, CONFIG, points=3)
+    whole = side.train(name, size, shards, seed=1)
+    kept = tmp_path / "kept.pt"
+    with monkeypatch.context() as patch:
+        patch.setattr(side, "validate", Mock(side_effect=[whole["curve"][0]["val_loss"], KeyboardInterrupt]))
+        with pytest.raises(KeyboardInterrupt):
+            side.train(name, size, shards, seed=1, kept=kept)
+    trainer = ours.Trainer if name == "raymill" else nanogpt.Trainer
+    taken: list[int] = []
+    step = trainer.step
+
+    def counted(self: Any, number: int) -> None:
+        taken.append(number)
+        step(self, number)
+
+    monkeypatch.setattr(trainer, "step", counted)
+    resumed = side.train(name, size, shards, seed=1, kept=kept)
+    assert taken == [0, *range(10, 30)]  # the first: of the model thrown away
+    assert _losses(resumed) == _losses(whole)
+    assert resumed["cpu_s"] > resumed["curve"][0]["cpu_s"] > 0
+    other = side.train(name, size, shards, seed=2, kept=kept)
+    assert _losses(other) == _losses(side.train(name, size, shards, seed=2))
+
+
 def test_where_a_curve_is_at_a_loss_first() -> None:
     curve = _run(40, 3.0)["curve"]
     assert curves.reach(curve, 4.5) == pytest.approx((250, 25))
@@ -166,6 +196,10 @@ def _run(cpu_s: float, loss: float) -> dict[str, Any]:
         for number, value in enumerate((loss + 3, loss + 2, loss + 1, loss))
     ]
     return {"cpu_s": cpu_s, "val_loss": loss, "parameters": 1, "steps": 1, "tokens": 400, "curve": curve}
+
+
+def _losses(run: dict[str, Any]) -> list[float]:
+    return [point["val_loss"] for point in run["curve"]] + [run["val_loss"]]
 
 
 @torch.no_grad()

@@ -2,9 +2,12 @@
 
     python -m benchmarks.training.recipe.curves                  both, one after the other: an hour on one calm core
     python -m benchmarks.training.recipe.curves --sides nanogpt  one of them; the other's last run stays
+    python -m benchmarks.training.recipe.curves --sides          none: table and page of the runs that are there
 
-Each side runs once, whole, in a process of its own on one core with one thread. How far ours is when it first is at the
-reference's last loss, both by the same 64 sequences of the val split, is read off the line between two validations.
+Each side runs once, whole, in a process of its own on one core with one thread; one that is killed goes on from its last
+validation (167 MB are kept for that until its end) when it is asked for again with the same settings. How far ours is
+when it first is at the reference's last loss, both by the same 64 sequences of the val split, is read off the line
+between two validations.
 A recipe whose rate falls at the end only is judged hard by that: a shorter run of it would be there earlier.
 
 Out: `curves_small.json` (every point, the settings) and `curves_small.html` (a page that needs no network) in the cache.
@@ -41,8 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
     runs: dict[str, dict[str, Any]] = json.loads(file.read_text("utf-8"))["runs"] if file.exists() else {}
     for side in options.sides:
         say(f"{SIDES[side]} ...")
-        runs[SIDES[side]] = launch(side, shards, options.core, ["--size", SIZE, "--seed", str(options.seed)])
+        kept = folder / f"curves_{SIZE}_{side}.pt"
+        asked = ["--size", SIZE, "--seed", str(options.seed), "--kept", str(kept)]
+        runs[SIDES[side]] = launch(side, shards, options.core, asked)
         file.write_text(json.dumps({"settings": _settings(), "runs": runs}, indent=1) + "\n", "utf-8")
+        kept.unlink()
     if len(runs) == len(SIDES):
         draw(runs, folder / f"curves_{SIZE}.html")
         print(table(runs))
@@ -145,7 +151,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.training.recipe.curves", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--sides", nargs="+", choices=tuple(SIDES), default=list(SIDES))
+    parser.add_argument("--sides", nargs="*", choices=tuple(SIDES), default=list(SIDES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)), help="the core both run on")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -104,7 +104,7 @@ class Trainer:
         self._loader = loader
         matrices = [parameter for parameter in self.model.parameters() if parameter.ndim == 2]
         vectors = [parameter for parameter in self.model.parameters() if parameter.ndim == 1]
-        self._optimizer = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": _WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}],
             betas=_BETAS,
             fused=True,
@@ -112,13 +112,13 @@ class Trainer:
 
     def step(self, number: int) -> None:
         batch = self._loader.batch(number, 0, self._recipe.batch_size)
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(number, self._recipe)
         logits_BTV = self.model(batch.inputs_BT)
         functional.cross_entropy(logits_BTV.flatten(0, 1), batch.targets_BT.flatten()).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP_NORM)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def logits(self, ids_BT: Tensor) -> Tensor:
         logits_BTV: Tensor = self.model(ids_BT)

@@ -24,19 +24,19 @@ class Trainer:
         self.model.initialize(seed, config.init)
         self._config = config
         self._loader = loader
-        self._optimizer = build_optimizer(self.model, config.optimizer)
+        self.optimizer = build_optimizer(self.model, config.optimizer)
 
     def step(self, number: int) -> None:
         config = self._config
         batch = self._loader.batch(number, 0, config.global_batch_size)
         documents_BT = batch.documents_BT if config.mask_documents else None
-        set_learning_rate(self._optimizer, learning_rate_scale(number, config.steps, config.schedule))
+        set_learning_rate(self.optimizer, learning_rate_scale(number, config.steps, config.schedule))
         loss = self.model(batch.inputs_BT, documents_BT, next_token(batch.targets_BT))
         (loss / self._loader.learned_targets(number)).backward()
         if config.optimizer.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def logits(self, ids_BT: Tensor) -> Tensor:
         """Of whole sequences, whatever documents they hold, as the other side is judged."""

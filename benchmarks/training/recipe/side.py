@@ -2,7 +2,8 @@
 
 Timed are the steps alone, from reading the batch to the changed weights, in CPU-seconds of this process; one step
 before the run, on a model that is thrown away, pays for what libraries do once. Validations stand outside the time;
-those on the way are of the same few sequences, and each is told as it comes.
+those on the way are of the same few sequences, and each is told as it comes. With a file to keep its state in, a run that
+was killed goes on from its last validation.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ class Trainer(Protocol):
     @property
     def model(self) -> nn.Module: ...
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+
     def step(self, number: int) -> None: ...
 
     def logits(self, ids_BT: Tensor) -> Tensor: ...
@@ -60,15 +64,21 @@ def build(side: str, size: settings.Size, shards: Path, seed: int) -> tuple[Trai
 
 
 def train(
-    side: str, size: settings.Size, shards: Path, seed: int, final_sequences: int | None = None
+    side: str,
+    size: settings.Size,
+    shards: Path,
+    seed: int,
+    final_sequences: int | None = None,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """The run's CPU-seconds, its loss in nats over the whole val split or `final_sequences` of it, and the way there."""
     build(side, size, shards, seed)[0].step(0)
     trainer, steps, tokens = build(side, size, shards, seed)
     val = TokenStream(shards, "val")
-    cpu_s = 0.0
-    curve = []
-    for number in range(steps):
+    run = f"{side} {size} {seed}"
+    curve = [] if kept is None else _resume(trainer, kept, run)
+    first, cpu_s = (curve[-1]["step"], curve[-1]["cpu_s"]) if curve else (0, 0.0)
+    for number in range(first, steps):
         began = time.process_time()
         trainer.step(number)
         cpu_s += time.process_time() - began
@@ -77,6 +87,8 @@ def train(
             loss = validate(trainer, val, _SEQUENCES_ON_THE_WAY)
             curve.append({"step": done, "tokens": done * tokens, "cpu_s": cpu_s, "val_loss": loss})
             print(f"    {done * tokens:,} tokens, {cpu_s:.1f} CPU-s: {loss:.4f}", file=sys.stderr, flush=True)
+            if kept is not None:
+                _keep(trainer, kept, run, curve)
     return {
         "cpu_s": cpu_s,
         "val_loss": validate(trainer, val, final_sequences),
@@ -86,6 +98,26 @@ def train(
         "seed": seed,
         "curve": curve,
     }
+
+
+def _keep(trainer: Trainer, kept: Path, run: str, curve: list[dict[str, Any]]) -> None:
+    weights, moments = trainer.model.state_dict(), trainer.optimizer.state_dict()
+    aside = kept.with_suffix(".part")
+    torch.save({"run": run, "curve": curve, "model": weights, "optimizer": moments}, aside)
+    aside.replace(kept)
+
+
+def _resume(trainer: Trainer, kept: Path, run: str) -> list[dict[str, Any]]:
+    """The curve so far, the trainer put where it ends; empty where nothing was kept of this very run."""
+    if not kept.exists():
+        return []
+    state = torch.load(kept, weights_only=True)
+    if state["run"] != run:
+        return []
+    trainer.model.load_state_dict(state["model"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    curve: list[dict[str, Any]] = state["curve"]
+    return curve
 
 
 @torch.no_grad()
@@ -115,13 +147,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--points", type=int, help="validations on the way")
     parser.add_argument("--final-sequences", type=int, help="of the val split, at the end; all by default")
+    parser.add_argument("--kept", type=Path, help="a file of the run's state at each validation, to go on from")
     options = parser.parse_args()
     if options.core is not None:
         os.sched_setaffinity(0, {options.core})
     torch.set_num_threads(1)
     size = settings.changed(settings.SIZES[options.size], options.learning_rate, options.batch_size, options.tokens)
     size = replace(size, points=options.points or size.points)
-    print(json.dumps(train(options.side, size, options.shards, options.seed, options.final_sequences)))
+    made = train(options.side, size, options.shards, options.seed, options.final_sequences, options.kept)
+    print(json.dumps(made))
 
 
 if __name__ == "__main__":
