@@ -1,17 +1,21 @@
+from io import StringIO
+
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from raymill.artifact import Draft
 from raymill.cluster.config import ClusterConfig
 from raymill.cluster.session import Cluster
 from raymill.compression.quantize import load_served_model
 from raymill.config import Config
-from raymill.dataset.shards import INDEX, ShardEntry, ShardIndex
-from raymill.errors import ArtifactError, QualityError
+from raymill.dataset.shards import INDEX, ShardEntry, ShardIndex, TokenStream
+from raymill.errors import ArtifactError, QualityError, UsageError
 from raymill.evaluation.comparison import Quality
 from raymill.model.config import ModelConfig
+from raymill.model.files import read_config
 from raymill.model.transformer import Transformer
 from raymill.model.weights import save_model
 from raymill.stages import compress
@@ -98,6 +102,91 @@ def test_a_model_that_lost_too_much_is_refused_with_the_figures_and_nothing_is_p
     assert not inputs.draft.final.exists()
 
 
+QUICK = {"max_sequences": 8, "max_choices": 8, "calibration_sequences": 8, "max_quality_loss": 1.0}
+
+
+def test_pruning_a_recovery_run_and_int4_in_one_stage(inputs):
+    left = inputs.draft.work / "pruned" / "recovery"
+    left.mkdir(parents=True)
+    (left / "half").touch()
+    prune = {"kind": "neurons", "share": 0.3, "recovery_steps": 3, "recovery_batch_size": 4}
+    config = compress.Config(method="int4", prune=prune, kv_cache="int8", **QUICK)
+    made = compress.run(config, inputs, Cluster(ClusterConfig()))
+    values = read_config(made.path)
+    assert values["intermediate_size"] == 64
+    assert (values["quantization"]["method"], values["quantization"]["group_size"]) == ("int4", 32)
+    assert load_served_model(made.path)(torch.arange(8)[None]).shape == (1, 8, 300)
+    assert made.manifest.summary.startswith("30% of neurons pruned, int4 in groups of 32, int8 KV cache: ")
+    figures = made.figures
+    heads = 2 * 2 * 2  # keys and values of two layers of two heads
+    assert figures["kv_cache_bytes_per_token_before"] == heads * 16 * 4
+    assert figures["kv_cache_bytes_per_token"] == heads * (16 + 4)
+    assert [entry.path for entry in made.manifest.files] == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_pruning_alone_leaves_an_ordinary_checkpoint(inputs):
+    config = compress.Config(method="fp32", prune={"kind": "layers", "share": 0.5}, **QUICK)
+    made = compress.run(config, inputs, Cluster(ClusterConfig()))
+    values = read_config(made.path)
+    assert values["num_hidden_layers"] == 1 and "quantization" not in values
+    assert made.manifest.summary.startswith("50% of layers pruned: ")
+
+
+@pytest.mark.parametrize("kind", ["magnitude", "wanda"])
+def test_weights_pruned_before_half_precision_stay_zero(inputs, kind):
+    config = compress.Config(method="bf16", prune={"kind": kind, "share": 0.5}, **QUICK)
+    made = compress.run(config, inputs, Cluster(ClusterConfig()))
+    weight = load_file(made.path / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
+    assert weight.dtype == torch.bfloat16 and float((weight == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_model_is_made_without_a_look_at_held_out_text(inputs, monkeypatch):
+    read = []
+    read_into = TokenStream.read_into
+
+    def noted(stream, start, ids):
+        read.append(stream.split)
+        read_into(stream, start, ids)
+
+    monkeypatch.setattr(TokenStream, "read_into", noted)
+    prune = {"kind": "heads", "share": 0.5}
+    compress._make(compress.Config(method="int4", prune=prune, **QUICK), inputs)
+    assert set(read) == {"train"}
+
+
+def test_before_and_after_are_shown_figure_by_figure(inputs):
+    screen = StringIO()
+    shown = Inputs(inputs.artifacts, inputs.draft, inputs.run_folder, Progress("compress", screen))
+    figures = compress.run(compress.Config(method="fp16", **QUICK), shown, Cluster(ClusterConfig())).figures
+    lines = [line.removeprefix("compress: ") for line in screen.getvalue().splitlines()]
+    assert lines[0].split() == ["before", "after", "change"]
+    assert [line[:22].strip() for line in lines[1:]] == [
+        "weights",
+        "KV cache of a token",
+        "tokens/s, 1 sequence",
+        "tokens/s, 8 sequences",
+        "perplexity",
+        "next-token accuracy",
+        "continuation of four",
+    ]
+    assert lines[1].split()[-1] == f"{figures['weights_bytes'] / figures['weights_bytes_before'] - 1:+.2%}"
+    assert figures["weights_bytes"] < 0.52 * figures["weights_bytes_before"]
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"method": "int4", "group_size": 64}, "int4 groups of 64 do not divide the model's hidden_dim 96"),
+        ({"prune": {"kind": "neurons", "share": 0.05}}, "5% of 96 neurons is none of them"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_draft_is_touched(inputs, config, why):
+    (inputs.draft.path / "kept").touch()
+    with pytest.raises(UsageError, match=why):
+        compress.run(compress.Config(**config), inputs, Cluster(ClusterConfig()))
+    assert (inputs.draft.path / "kept").exists()
+
+
 def test_nan_is_worse_than_any_bound(inputs, monkeypatch):
     bad = Quality(float("nan"), 0.0, 0.0)
     monkeypatch.setattr(compress, "_measure_quality", lambda *args: (bad, bad))
@@ -121,7 +210,19 @@ def test_a_checkpoint_without_its_tokenizer_is_refused(inputs):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"method": "int3"}, {"max_quality_loss": -0.1}, {"max_sequences": 0}, {"max_quality_loss": float("nan")}]
+    "wrong",
+    [
+        {"method": "int3"},
+        {"max_quality_loss": -0.1},
+        {"max_sequences": 0},
+        {"max_quality_loss": float("nan")},
+        {"group_size": 48},
+        {"calibration_sequences": 0},
+        {"method": "fp32"},
+        {"prune": {"kind": "wanda", "share": 0.5}, "calibration_sequences": None},
+        {"prune": {"kind": "wanda", "share": 0.5, "recovery_steps": 5}},
+        {"prune": {"kind": "heads", "share": 1.0}},
+    ],
 )
 def test_settings_out_of_bounds_are_refused(wrong):
     with pytest.raises(ValidationError):
