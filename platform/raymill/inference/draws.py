@@ -39,7 +39,8 @@ def weigh(logits_V: Floats, temperature: float) -> Weights:
     series_V = np.full_like(fractions_V, _SERIES[0])
     for coefficient in _SERIES[1:]:
         series_V = series_V * fractions_V + coefficient
-    return np.rint(np.ldexp(series_V, wholes_V.astype(np.int32) + UNIT_BITS)).astype(np.int64)
+    weights_V: Weights = np.rint(np.ldexp(series_V, wholes_V.astype(np.int32) + UNIT_BITS)).astype(np.int64)
+    return weights_V
 
 
 def draw(weights_V: Weights, top_k: int | None, min_p: float, top_p: float, point: float) -> int:

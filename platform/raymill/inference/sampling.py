@@ -178,8 +178,7 @@ def _edit(logits_V: Floats, sampler: Sampler) -> Floats:
     if sampler.match is not None:
         edited_V[~draws.allowed(sampler.match.mask(), len(edited_V))] = -np.inf
     if sampling.logit_bias:
-        ids, biases = zip(*sampling.logit_bias, strict=True)
-        draws.add(edited_V, np.array(ids), np.array(biases))
+        draws.add(edited_V, *[np.array(column) for column in zip(*sampling.logit_bias, strict=True)])
     if sampler.seen_ids:
         ids, counts = np.array(sampler.seen_ids), np.array(sampler.seen_counts)
         draws.penalize(
