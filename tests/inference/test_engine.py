@@ -307,3 +307,154 @@ def test_a_reader_whose_event_loop_is_closed_does_not_stop_the_others(engine_of,
     [gate.open.release() for _ in range(20)]
     assert read(other)[:2] == ("bcdefg", "length")
     assert engine.stats().healthy
+
+
+def test_ten_thousand_aborts_leave_no_page_held_and_no_one_waiting(engine_of, alphabet):
+    engine = engine_of(alphabet(num_pages=12), num_slots=4, max_queued=40)
+    streams = {}
+    for n in range(10_000):
+        name = f"r{n}"
+        try:
+            streams[name] = engine.submit(request(name, prompt=[n % 9 + 1] * (n % 40 + 1), max_tokens=20))
+        except RequestError as refused:
+            assert refused.status == 429
+        if n % 3:
+            engine.abort(f"r{n - n % 7}")
+        if n % 50 == 0:
+            [engine.abort(each) for each in streams]
+    [engine.abort(each) for each in streams]
+    assert engine.stats().active == engine.stats().queued == 0
+    assert all([e for b in stream for e in b][-1].finish_reason in ("abort", "length") for stream in streams.values())
+    assert engine._scheduler.pool.available == 12 and not engine._answers and not engine._by_id
+    assert read(engine.submit(request("after"))) == ("bcd", "length", 3)
+
+
+def test_an_id_that_is_used_again_while_its_first_request_is_in_a_step_gets_its_own_text(engine_of, alphabet):
+    gate = Gate(alphabet())
+    engine = engine_of(gate)
+    first = engine.submit(request("same", prompt=[20]))
+    assert gate.entered.acquire(timeout=10)
+    engine.abort("same")
+    second = engine.submit(request("same", prompt=[1]))
+    [gate.open.release() for _ in range(9)]
+    assert (read(first)[1], read(second)) == ("abort", ("bcd", "length", 3))
+
+
+def test_logits_that_are_not_finite_end_their_own_request_only(engine_of, alphabet):
+    class Broken(alphabet):
+        def __call__(self, chunks, table):
+            logits = super().__call__(chunks, table).logits_NV
+            rows = [chunk.ids[-1] for chunk in chunks if chunk.num_logits]
+            logits[[row for row, token in enumerate(rows) if token >= 20]] = np.nan
+            return StepOutput(logits)
+
+    gate = Gate(Broken())
+    engine = engine_of(gate)
+    streams = [engine.submit(request("good", max_tokens=4)), engine.submit(request("bad", prompt=[19], max_tokens=4))]
+    [gate.open.release() for _ in range(8)]
+    assert [read(stream)[:2] for stream in streams] == [("bcde", "length"), ("t", "error")]
+
+
+def test_a_prompt_can_be_scored_without_a_completion(engine_of, alphabet):
+    events = next(iter(engine_of(alphabet()).submit(request(prompt=[1, 2, 9], max_tokens=0, prompt_logprobs=2))))
+    assert [(event.text, event.finish_reason, event.counts, event.token) for event in events] == [
+        ("", "length", False, None)
+    ]
+    first, second, third = events[0].prompt
+    assert (first.token, first.logprob) == (1, None)
+    assert second.logprob > -0.1 and second.top[0] == (2, second.logprob)
+    assert third.logprob < -8 and third.top[0][0] == 3
+
+
+def test_prompt_scores_come_with_the_first_token_and_each_token_with_its_own(engine_of, alphabet):
+    stream = engine_of(alphabet()).submit(request(prompt=[1] * 20, max_tokens=3, prompt_logprobs=0, logprobs=1))
+    events = [event for batch in stream for event in batch]
+    assert [event.prompt and len(event.prompt) for event in events] == [20, None, None]
+    assert [event.token.token for event in events] == [2, 3, 4]
+    assert all(event.token.top[0][0] == event.token.token for event in events)
+
+
+@pytest.mark.parametrize(
+    "wrong,field,status",
+    [
+        ({"logprobs": 21}, "logprobs", 400),
+        ({"prompt_logprobs": -1}, "prompt_logprobs", 400),
+        ({"adapter": "other"}, "model", 404),
+        ({"max_tokens": -1, "prompt_logprobs": 0}, "max_tokens", 400),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_by_name(engine_of, alphabet, wrong, field, status):
+    with pytest.raises(RequestError) as refused:
+        engine_of(alphabet()).submit(request(**wrong))
+    assert (refused.value.field, refused.value.status) == (field, status)
+
+
+def test_a_grammar_decides_and_one_that_allows_nothing_ends_its_own_request(engine_of, alphabet):
+    class Only:
+        """Allows one id after the other, then nothing."""
+
+        def __init__(self, ids):
+            self.left = list(ids)
+
+        def start(self):
+            return Only(self.left)
+
+        def mask(self):
+            return np.array([1 << self.left[0] if self.left else 0], np.uint32)
+
+        def advance(self, token):
+            assert token == self.left.pop(0)
+
+    engine = engine_of(alphabet())
+    good = engine.submit(request("good", max_tokens=3, grammar=Only([9, 8, 7])))
+    stuck = engine.submit(request("stuck", max_tokens=3, grammar=Only([9])))
+    plain = engine.submit(request("plain"))
+    assert [read(stream)[:2] for stream in (good, stuck, plain)] == [
+        ("ihg", "length"),
+        ("i", "error"),
+        ("bcd", "length"),
+    ]
+    assert engine.stats().healthy
+
+
+class Hidden:
+    """Hidden states that say id and position."""
+
+    num_pages, max_seq_len, vocab_size = 8, 64, 27
+
+    def __call__(self, chunks, table):
+        logits = np.eye(27, dtype=np.float32)[[3] * sum(chunk.num_logits for chunk in chunks)]
+        wanted = [chunk for chunk in chunks if chunk.wants_hidden]
+        rows = [(token, chunk.start + n) for chunk in wanted for n, token in enumerate(chunk.ids)]
+        return StepOutput(logits, np.array(rows, np.float32) if rows else None)
+
+
+def test_an_embedding_is_the_mean_hidden_state_of_length_one_and_shares_steps(engine_of):
+    engine = engine_of(Hidden())
+    stream = engine.submit(request(max_tokens=30))
+    vector = engine.embed((2,) * 41).result(10)
+    expected = np.array([2.0, 20.0]) / np.hypot(2, 20)
+    assert vector.dtype == np.float32 and np.allclose(vector, expected)
+    assert read(stream)[:2] == ("c" * 30, "length")
+    for wrong in ((), (27,), (1,) * 65):
+        with pytest.raises(RequestError):
+            engine.embed(wrong)
+
+
+def test_embeddings_end_with_their_step_their_future_or_the_engine(engine_of, alphabet):
+    gate = Gate(Hidden())
+    engine = engine_of(gate, num_slots=1)
+    gone, kept, last = (engine.embed((n, n)) for n in (1, 2, 3))
+    assert gate.entered.acquire(timeout=10)
+    assert gone.cancel()
+    gate.open.release(2)
+    assert len(kept.result(10)) == 2
+    closer = threading.Thread(target=engine.close)
+    closer.start()
+    gate.open.release()
+    closer.join(10)
+    assert last.done()
+    step = alphabet()
+    step.fail_next = 1
+    with pytest.raises(RequestError, match="failed on this text"):
+        engine_of(step).embed((1, 2)).result(10)

@@ -148,7 +148,7 @@ def test_prompt_scores_and_embeddings_do_not_depend_on_company(checkpoint, kind)
         engine = BatchingEngine(step, Ids, **{"num_slots": 16, "max_queued": 99, "max_step_tokens": 400, **settings})
         streams = [engine.submit(request) for request in wanted]
         futures = [engine.embed(request.prompt_ids) for request in wanted]
-        prompts = [[e for batch in stream for e in batch][0].prompt for stream in streams]
+        prompts = [next(e for batch in stream for e in batch).prompt for stream in streams]
         vectors = [future.result(30) for future in futures]
         assert engine._scheduler.pool.available == num_pages
         preemptions = engine._scheduler.preemptions

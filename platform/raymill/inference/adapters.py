@@ -58,7 +58,7 @@ def load_adapter(folder: Path, config: ModelConfig) -> Adapter:
     """Reads an adapter for a model of this shape. ArtifactError when it is not whole, not for it, or more than LoRA."""
     settings = _read_settings(folder)
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
-    if not isinstance(rank, int) or not 1 <= rank <= _MAX_RANK:
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= _MAX_RANK:
         raise _refusal(folder / CONFIG, f"r is {rank!r}", f"train it with a rank from 1 to {_MAX_RANK}")
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise _refusal(folder / CONFIG, f"lora_alpha is {alpha!r}", "train it with a number")
