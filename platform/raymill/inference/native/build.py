@@ -11,7 +11,6 @@ No -ffast-math and no contraction: what is added, and in which order, is what th
 from __future__ import annotations
 
 import fcntl
-import functools
 import hashlib
 import os
 import platform
@@ -30,7 +29,7 @@ Target = Literal["vnni", "avx2", "plain"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 """Best first."""
 
-_SOURCES = Path(__file__).parent
+SOURCES = Path(__file__).parent
 _FLAGS = [
     *(
         "-std=c++17",
@@ -44,7 +43,7 @@ _FLAGS = [
     ),
     "-Wno-psabi",  # vectors wider than the target's pass between functions of this one library only
 ]
-_TARGET_FLAGS: dict[Target, list[str]] = {
+TARGET_FLAGS: dict[Target, list[str]] = {
     "vnni": [
         *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx2", "-mfma", "-mf16c", "-mbmi2"),
         "-mprefer-vector-width=512",
@@ -52,7 +51,7 @@ _TARGET_FLAGS: dict[Target, list[str]] = {
     "avx2": ["-mavx2", "-mfma", "-mf16c", "-mbmi2"],
     "plain": [],
 }
-_NEEDS: dict[Target, set[str]] = {
+NEEDS: dict[Target, set[str]] = {
     "vnni": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx2", "fma", "f16c", "bmi2"},
     "avx2": {"avx2", "fma", "f16c", "bmi2"},
     "plain": set(),
@@ -64,8 +63,8 @@ _FIX = "install a C++ compiler (g++ 9 or clang 10 at least), or name one in CXX"
 
 def runnable_targets() -> tuple[Target, ...]:
     """The targets that this CPU runs, best first."""
-    flags = _cpu_flags()
-    return tuple(target for target in TARGETS if _NEEDS[target] <= flags)
+    flags = cpu_flags()
+    return tuple(target for target in TARGETS if NEEDS[target] <= flags)
 
 
 def best_target() -> Target:
@@ -74,7 +73,7 @@ def best_target() -> Target:
 
 def built_library(target: Target) -> Path:
     """The compiled library; compiles it where the cache has none. MachineError when that cannot be done."""
-    compiler = _find_compiler()
+    compiler = find_compiler()
     key = _key(compiler, target)
     folder = _own_folder()
     with (folder / f"native-{key}.lock").open("w") as lock:
@@ -82,7 +81,7 @@ def built_library(target: Target) -> Path:
         return _cached(folder, key) or _compile(compiler, target, folder, key)
 
 
-def _cpu_flags() -> set[str]:
+def cpu_flags() -> set[str]:
     if platform.machine() not in ("x86_64", "AMD64"):
         return set()
     try:
@@ -92,7 +91,7 @@ def _cpu_flags() -> set[str]:
     return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
 
 
-def _find_compiler() -> list[str]:
+def find_compiler() -> list[str]:
     """The compiler's command."""
     named = shlex.split(os.environ.get("CXX", ""))
     for command in [named] if named else [[name] for name in _COMPILERS]:
@@ -102,14 +101,13 @@ def _find_compiler() -> list[str]:
     raise MachineError("there is no C++ compiler", why=f"not found on PATH: {names}", fix=_FIX)
 
 
-@functools.cache
 def _sources() -> tuple[Path, ...]:
-    return tuple(sorted([*_SOURCES.glob("*.cpp"), *_SOURCES.glob("*.h")]))
+    return tuple(sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]))
 
 
 def _key(compiler: list[str], target: Target) -> str:
     """What the library depends on, hashed."""
-    digest = hashlib.sha256(repr((_run([*compiler, "--version"]), _FLAGS, target, _TARGET_FLAGS[target])).encode())
+    digest = hashlib.sha256(repr((_run([*compiler, "--version"]), _FLAGS, target, TARGET_FLAGS[target])).encode())
     for path in _sources():
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)} ".encode() + content)
@@ -148,7 +146,7 @@ def _compile(compiler: list[str], target: Target, folder: Path, key: str) -> Pat
     sources = [str(path) for path in _sources() if path.suffix == ".cpp"]
     with tempfile.TemporaryDirectory(dir=folder) as workplace:
         made = Path(workplace) / "native.so"
-        _run([*compiler, *_FLAGS, *_TARGET_FLAGS[target], *sources, "-o", str(made)])
+        _run([*compiler, *_FLAGS, *TARGET_FLAGS[target], *sources, "-o", str(made)])
         return made.rename(folder / f"native-{key}-{_digest(made)}.so")
 
 
