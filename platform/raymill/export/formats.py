@@ -57,6 +57,18 @@ FORMATS = {
         packages=("gguf",),
         may_lack_tokenizer=True,
     ),
+    "compressed_tensors": Format(
+        "compressed_tensors",
+        "vLLM, transformers with compressed-tensors",
+        dict.fromkeys(("int8", "int4"), _FLOATS),
+        architectures=("llama", "mistral", "qwen2", "qwen3"),
+    ),
+    "onnx": Format(
+        "onnx",
+        "onnxruntime, and Optimum by the names of its inputs",
+        {"fp32": ("fp32",), "int8": ("int8", "fp32"), "int4": ("fp32",)},
+        packages=("onnx",),
+    ),
 }
 
 
