@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymill.inference.native import library
+from raymill.inference.native.build import Target
 from raymill.inference.step import Floats
 
 Logprob = tuple[float, tuple[tuple[int, float], ...]]
@@ -78,9 +79,9 @@ class Choice(ctypes.Structure):
 
 
 @functools.cache
-def functions() -> ctypes.CDLL | None:
-    """The compiled functions, with their types."""
-    found = library()
+def functions(target: Target | None = None) -> ctypes.CDLL | None:
+    """The compiled functions with their types, by default for this CPU."""
+    found = library(target)
     if found is not None:
         size = ctypes.c_int64
         found.raymill_argmax.argtypes = [_pointer, size, _pointer, size, _pointer]
