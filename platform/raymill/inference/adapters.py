@@ -56,10 +56,8 @@ class Adapter:
 
 def load_adapter(folder: Path, config: ModelConfig) -> Adapter:
     """Reads an adapter for a model of this shape. ArtifactError when it is not whole, not for it, or more than LoRA."""
-    settings = _read_settings(folder)
-    rank, alpha = settings.get("r"), settings.get("lora_alpha")
-    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= _MAX_RANK:
-        raise _refusal(folder / CONFIG, f"r is {rank!r}", f"train it with a rank from 1 to {_MAX_RANK}")
+    settings, rank = _read_settings(folder), read_rank(folder)
+    alpha = settings.get("lora_alpha")
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise _refusal(folder / CONFIG, f"lora_alpha is {alpha!r}", "train it with a number")
     halves: dict[str, dict[str, Floats]] = {}
@@ -72,6 +70,14 @@ def load_adapter(folder: Path, config: ModelConfig) -> Adapter:
         halves.setdefault(match[1], {})[match[2]] = tensor
     tensors = _checked(halves, rank, folder / WEIGHTS, config)
     return Adapter(tensors, alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank))
+
+
+def read_rank(folder: Path) -> int:
+    """The rank of the adapter in a folder. The same errors."""
+    rank = _read_settings(folder).get("r")
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= _MAX_RANK:
+        raise _refusal(folder / CONFIG, f"r is {rank!r}", f"train it with a rank from 1 to {_MAX_RANK}")
+    return rank
 
 
 def _checked(
