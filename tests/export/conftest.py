@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +55,7 @@ def checkpoint(tmp_path: Path, tokenizer: Tokenizer) -> Make:
     def make(
         architecture: str = "llama", method: str = "fp32", tokenizer: Tokenizer = tokenizer, **settings: object
     ) -> Path:
-        folder = tmp_path / "checkpoint"
+        folder = tmp_path / f"checkpoint{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         of_architecture = OF_ARCHITECTURE.get(architecture, {})
         model = a_model(tokenizer.vocab_size, architecture=architecture, **{**of_architecture, **settings})
@@ -105,3 +109,22 @@ def greedy() -> Callable[..., list[int]]:
         return made[len(ids) :]
 
     return choose
+
+
+@pytest.fixture
+def peer() -> Callable[[str, list[dict[str, Any]]], list[dict[str, Any]]]:
+    """`peer("run_llama", jobs)`: what that script of peers/ makes of the jobs, under the Python RAYMILL_PEERS names."""
+
+    def run(script: str, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        python = os.environ.get("RAYMILL_PEERS")
+        if python is None:
+            pytest.skip("RAYMILL_PEERS names no Python that has the peers")
+        command = [python, str(Path(__file__).parent / "peers" / f"{script}.py")]
+        done = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True)
+        if "ModuleNotFoundError" in done.stderr:
+            pytest.skip(done.stderr.strip().splitlines()[-1])
+        assert done.returncode == 0, done.stderr[-2000:]
+        found: list[dict[str, Any]] = json.loads(done.stdout.strip().splitlines()[-1])
+        return found
+
+    return run
