@@ -7,6 +7,7 @@ import torch
 
 from raymill.compression.quantize import quantize_model
 from raymill.errors import MachineError
+from raymill.inference.cuda_graphs import DecodeGraphs
 from raymill.inference.kv_cache import fit_pages, page_bytes
 from raymill.inference.step import Chunk
 from raymill.inference.torch_step import TorchStep
@@ -156,3 +157,49 @@ def test_hidden_states_are_the_heads_input():
     assert output.hidden_ND.shape == (len(prompt), 64) and output.logits_NV.shape == (1, VOCAB)
     logits = torch.from_numpy(output.hidden_ND) @ model.lm_head.weight.T
     assert torch.allclose(logits, model(torch.tensor([prompt]))[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("architecture", [None, *ARCHITECTURES])
+def test_what_graphs_replay_is_what_the_step_computes(architecture, precision):
+    """The recorded function and its padded inputs, run as they are: that needs no GPU."""
+    model = model_of(**ARCHITECTURES.get(architecture, {}))
+    step, padded = TorchStep(model, 32, precision), TorchStep(model, 33, precision)
+    prompt = prompts()[4]
+    for each in (step, padded):
+        each([Chunk(slot, 0, tuple(prompt[: 9 * slot + 3]), 0) for slot in range(3)], TABLE)
+    graphs = DecodeGraphs(padded._decode, 32, torch.device("cpu"))
+    for at in range(4):
+        chunks = [Chunk(slot, 9 * slot + 3 + at, (5 + slot,), 1) for slot in range(3)]
+        inputs = torch.from_numpy(graphs.inputs(chunks, TABLE))
+        with torch.inference_mode():
+            found = padded._decode(inputs)
+        assert inputs.shape[0] == 4
+        assert np.allclose(found[:3], step(chunks, TABLE).logits_NV, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", [None, *ARCHITECTURES])
+def test_half_weights_say_nearly_the_same(architecture):
+    model, prompt = model_of(**ARCHITECTURES.get(architecture, {})), prompts()[3]
+    chunks = [Chunk(1, 0, tuple(prompt), 1)]
+    expected = TorchStep(model, 32)(chunks, TABLE).logits_NV
+    found = TorchStep(copy.deepcopy(model).to(torch.bfloat16), 32)(chunks, TABLE).logits_NV
+    assert found.dtype == np.float32 and np.corrcoef(found[0], expected[0])[0, 1] > 0.99
+
+
+def test_an_int8_cache_rounds_keys_and_values_and_no_more():
+    model, prompt = model_of(), prompts()[4]
+    chunks = [Chunk(1, 0, tuple(prompt), 1)]
+    exact, rounded = (TorchStep(model, 32, kv)(chunks, TABLE).logits_NV for kv in ("fp32", "int8"))
+    assert 0 < np.abs(exact - rounded).max() < 0.1 * np.abs(exact).max()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_graphs_on_a_gpu_say_what_the_cpu_says(dtype):
+    model, expected = model_and_its_words()
+    step = TorchStep(copy.deepcopy(model).to("cuda", dtype), 32)
+    found = greedy_step(step, prompts(), 12, [0, 1, 2, 3, 4], 7)
+    same = sum(ours == theirs for ours, theirs in zip(found, expected, strict=True))
+    assert same == len(expected) if dtype == torch.float32 else same > 1
+    assert step._graphs._recorded

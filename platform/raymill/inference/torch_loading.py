@@ -11,6 +11,10 @@ from raymill.compression.quantize import load_served_model
 from raymill.errors import MachineError
 from raymill.inference.kv_cache import KvPrecision
 from raymill.inference.torch_step import TorchStep
+from raymill.model.files import read_config
+
+_HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+"""Types of weights, as config.json names them, that a GPU computes in."""
 
 
 def load_torch_step(
@@ -21,4 +25,8 @@ def load_torch_step(
     if device == "cuda" and not torch.cuda.is_available():
         why = "this torch has no CUDA, or the worker sees no GPU"
         raise MachineError("a replica finds no GPU", why=why, fix="set cluster.roles.serve.gpus_per_worker to 0")
-    return TorchStep(load_served_model(checkpoint).to(device), num_pages, kv_precision)
+    model = load_served_model(checkpoint).to(device)
+    half = _HALVES.get(str(read_config(checkpoint).get("torch_dtype")))
+    if device == "cuda" and half is not None:  # on a CPU fp32 is quicker
+        model.to(half)
+    return TorchStep(model, num_pages, kv_precision)

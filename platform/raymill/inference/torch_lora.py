@@ -70,5 +70,5 @@ class Additions:
         for lora, rows in self._of:
             if place in lora.parts:
                 a_rK, b_Nr = lora.parts[place]
-                y_MN[rows] += x_MK[rows] @ a_rK.T @ b_Nr.T
+                y_MN[rows] += (x_MK[rows].float() @ a_rK.T @ b_Nr.T).to(y_MN.dtype)
         return y_MN

@@ -4,6 +4,8 @@ Every row of a step is (id, slot, position). The matrices see all rows of all se
 who is who: all single rows (completions) in one call, every longer chunk (a piece of a prompt) in its own, over the keys
 its window reaches, gathered from their pages.
 
+On a GPU weights may be fp16 or bf16, and steps of single rows are CUDA graphs (cuda_graphs.py).
+
 Cost on one core (4 layers of 256, vocabulary 4,096), single row: about 1 ms, most of it in torch's dispatch.
 
 Shapes: M rows, R single rows, D model_dim, H num_heads, K num_kv_heads, G = H / K, C head_dim, T positions, V vocab_size,
@@ -24,6 +26,7 @@ from torch.nn import functional
 
 from raymill.compression.int4 import Int4Linear
 from raymill.compression.int8 import Int8Linear, quantize_rows
+from raymill.inference.cuda_graphs import HEADER, DecodeGraphs
 from raymill.inference.kv_cache import PAGE_TOKENS, KvPrecision, pages_for
 from raymill.inference.step import Chunk, Floats, PageTable, StepOutput
 from raymill.inference.torch_lora import Additions, Lora
@@ -50,9 +53,13 @@ class TorchStep:
         self.num_pages = num_pages
         self._config = model.config
         self._device = model.cos_TC.device
+        self._dtype = model.model.norm.weight.dtype
+        on_gpu = self._device.type == "cuda"
+        pages = num_pages + on_gpu  # graphs pad their rows, which write to a page too
         self._cache_L = [
-            _Cache(model.config, num_pages, kv_precision, self._device) for _ in range(model.config.num_layers)
+            _Cache(model.config, pages, kv_precision, self._dtype, self._device) for _ in range(model.config.num_layers)
         ]
+        self._graphs = DecodeGraphs(self._decode, num_pages, self._device) if on_gpu else None
         self._model = model.eval()
         self._layers = [_Layer.of(cast(Block, block), model.config) for block in model.model.layers]
         self._norm = _norm(model.model.norm)
@@ -60,13 +67,33 @@ class TorchStep:
 
     @torch.inference_mode()
     def __call__(self, chunks: Sequence[Chunk], table: PageTable) -> StepOutput:
+        if self._graphs is not None and all(map(_decodes, chunks)):
+            return StepOutput(self._graphs(chunks, table).cpu().numpy())
         rows = _Rows.of(chunks, table, self._device)
+        groups = _attention_groups(chunks, table, self._config.sliding_window, self._dtype, self._device)
+        x_MD = self._hidden(rows, groups, Additions(chunks, self._adapters, self._device))
+        logits_NV = np.empty((0, self.vocab_size), np.float32)
+        if len(rows.logits):
+            logits_NV = self._model.lm_head(self._norm(x_MD[rows.logits])).float().cpu().numpy()
+        hidden_ND = self._norm(x_MD[rows.hidden]).float().cpu().numpy() if len(rows.hidden) else None
+        return StepOutput(logits_NV, hidden_ND)
+
+    def _decode(self, inputs_RX: Tensor) -> Tensor:
+        """Logits of single rows, from one tensor (cuda_graphs.py), with nothing decided on the host."""
+        ids, positions, pages, places = inputs_RX[:, :HEADER].unbind(1)
+        rows = _Rows(ids, positions, pages, places, ids, ids)
+        window = self._config.sliding_window
+        group = _Group(slice(0, len(ids)), inputs_RX[:, HEADER:], 0, positions[:, None], window, self._dtype)
+        x_RD = self._hidden(rows, [group], Additions((), (), self._device))
+        logits: Tensor = self._model.lm_head(self._norm(x_RD))
+        return logits.float()
+
+    def _hidden(self, rows: _Rows, groups: list[_Group], added: Additions) -> Tensor:
+        """The residual stream of every row behind the last block."""
         cos, sin = self._model.cos_TC[rows.positions, None], self._model.sin_TC[rows.positions, None]
-        groups = _attention_groups(chunks, table, self._config.sliding_window, self._device)
-        x_MD = self._model.model.embed_tokens(rows.ids)
+        x_MD: Tensor = self._model.model.embed_tokens(rows.ids)
         if self._model.model.embed_positions is not None:
             x_MD = x_MD + self._model.model.embed_positions(rows.positions)
-        added = Additions(chunks, self._adapters, self._device)
         for index, layer in enumerate(self._layers):
             normed = layer.attention_norm(x_MD)
             qkv = added.add((index, "qkv"), normed, layer.qkv(normed))
@@ -75,11 +102,7 @@ class TorchStep:
             normed = layer.feed_forward_norm(x_MD)
             inner = layer.activate(added.add((index, "up"), normed, layer.up(normed)))
             x_MD = x_MD + added.add((index, "down"), inner, layer.down(inner))
-        logits_NV = np.empty((0, self.vocab_size), np.float32)
-        if len(rows.logits):
-            logits_NV = self._model.lm_head(self._norm(x_MD[rows.logits])).cpu().numpy()
-        hidden_ND = self._norm(x_MD[rows.hidden]).cpu().numpy() if len(rows.hidden) else None
-        return StepOutput(logits_NV, hidden_ND)
+        return x_MD
 
     def load_adapter(self, tensors: dict[str, tuple[Floats, Floats]], scale: float) -> int:
         """See ModelStep. ArtifactError where a tensor belongs to no matrix of the blocks."""
@@ -107,7 +130,7 @@ class TorchStep:
         """Attention output (M, H x C) from the joined projections of every row."""
         heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
         qkv = qkv.view(len(qkv), heads + 2 * kv_heads, -1)
-        turned = layer.turn(qkv[:, : heads + kv_heads], cos, sin)
+        turned = layer.turn(qkv[:, : heads + kv_heads], cos, sin).to(qkv.dtype)
         cache = self._cache_L[index]
         cache.write(rows.pages, rows.places, torch.cat([turned[:, heads:], qkv[:, heads + kv_heads :]], dim=1))
         q = turned[:, :heads]
@@ -118,12 +141,14 @@ class TorchStep:
 class _Cache:
     """One layer's keys and values, (P, PAGE_TOKENS, 2K, C); int8 has a scale for each head's row."""
 
-    def __init__(self, config: ModelConfig, num_pages: int, precision: KvPrecision, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, num_pages: int, precision: KvPrecision, dtype: torch.dtype, device: torch.device
+    ) -> None:
         # zeros, not empty: attention multiplies what no one wrote yet by zero, and NaN times zero is NaN.
         shape = (num_pages, PAGE_TOKENS, 2 * config.num_kv_heads)
-        kind = torch.float32 if precision == "fp32" else torch.int8
-        self._values = torch.zeros((*shape, config.head_width), dtype=kind, device=device)
-        self._scales = None if precision == "fp32" else torch.zeros((*shape, 1), device=device)
+        whole = precision == "fp32"
+        self._values = torch.zeros((*shape, config.head_width), dtype=dtype if whole else torch.int8, device=device)
+        self._scales = None if whole else torch.zeros((*shape, 1), dtype=dtype, device=device)
 
     def write(self, pages: Tensor, places: Tensor, kv: Tensor) -> None:
         if self._scales is None:
@@ -177,23 +202,36 @@ class _Group:
     """
 
     def __init__(
-        self, first: int, chunks: Sequence[Chunk], table: PageTable, window: int | None, device: torch.device
+        self, rows: slice, pages: Tensor, first_page: int, at: Tensor, window: int | None, dtype: torch.dtype
     ) -> None:
+        """pages: (sequences, pages) from `first_page` on; at: the rows' positions (sequences, rows)."""
+        self.rows, self._pages, self._shape = rows, pages, at.shape
+        first, last = first_page * PAGE_TOKENS, (first_page + pages.shape[1]) * PAGE_TOKENS
+        positions = torch.arange(first, last, device=pages.device)
+        seen = positions <= at[..., None]
+        if window is not None:
+            seen &= positions > at[..., None] - window
+        self._mask = torch.zeros(seen.shape, dtype=dtype, device=pages.device).masked_fill_(~seen, -torch.inf)[:, None]
+
+    @classmethod
+    def of(
+        cls,
+        first: int,
+        chunks: Sequence[Chunk],
+        table: PageTable,
+        window: int | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> _Group:
         count = len(chunks[0].ids)
-        ends = torch.tensor([chunk.start + count for chunk in chunks], device=device)
+        starts = torch.tensor([chunk.start for chunk in chunks], device=device)
         first_page = 0
         if window is not None:
             first_page = max(0, min(chunk.start for chunk in chunks) + 1 - window) // PAGE_TOKENS
         last_page = pages_for(max(chunk.start for chunk in chunks) + count)
-        self.rows = slice(first, first + len(chunks) * count)
-        self._shape = (len(chunks), count)
-        self._pages = torch.from_numpy(table[[chunk.slot for chunk in chunks], first_page:last_page]).to(device)
-        positions = torch.arange(first_page * PAGE_TOKENS, last_page * PAGE_TOKENS, device=device)
-        at = (ends[:, None] - count + torch.arange(count, device=device))[..., None]  # (sequences, rows, 1)
-        seen = positions <= at
-        if window is not None:
-            seen &= positions > at - window
-        self._mask = torch.zeros(seen.shape, device=device).masked_fill_(~seen, -torch.inf)[:, None]
+        pages = torch.from_numpy(table[[chunk.slot for chunk in chunks], first_page:last_page]).to(device)
+        at = starts[:, None] + torch.arange(count, device=device)
+        return cls(slice(first, first + len(chunks) * count), pages, first_page, at, window, dtype)
 
     def attend(self, q_RHC: Tensor, cache: _Cache, kv_heads: int) -> Tensor:
         kv = cache.read(self._pages).flatten(1, 2).transpose(1, 2)  # (sequences, 2K, positions, C)
@@ -204,17 +242,21 @@ class _Group:
         return rows
 
 
+def _decodes(chunk: Chunk) -> bool:
+    return len(chunk.ids) == chunk.num_logits == 1 and not chunk.adapter and not chunk.wants_hidden
+
+
 def _attention_groups(
-    chunks: Sequence[Chunk], table: PageTable, window: int | None, device: torch.device
+    chunks: Sequence[Chunk], table: PageTable, window: int | None, dtype: torch.dtype, device: torch.device
 ) -> list[_Group]:
     """Single rows first, as the scheduler plans them; then one group per longer chunk."""
     singles = 0
     while singles < len(chunks) and len(chunks[singles].ids) == 1:
         singles += 1
-    groups = [_Group(0, chunks[:singles], table, window, device)] if singles else []
+    groups = [_Group.of(0, chunks[:singles], table, window, dtype, device)] if singles else []
     first = singles
     for chunk in chunks[singles:]:
-        groups.append(_Group(first, [chunk], table, window, device))
+        groups.append(_Group.of(first, [chunk], table, window, dtype, device))
         first += len(chunk.ids)
     return groups
 
