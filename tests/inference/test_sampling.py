@@ -126,6 +126,15 @@ def test_cuts_among_equals_keep_the_lowest_ids(way):
     assert set(draws(logits, 300, top_k=100, top_p=0.05)) == set(range(5))
 
 
+@pytest.mark.parametrize("settings", [{}, {"top_k": 5}, {"top_p": 0.9}], ids=str)
+def test_a_point_between_two_tokens_is_the_later_ones(way, settings, monkeypatch):
+    logits = np.array([[-200, 0, -200, 0, 0, -200, 0]], np.float32)  # what weighs nothing is never drawn
+    for share, token in enumerate((1, 3, 4, 6)):
+        for point, wanted in ((share / 4, token), (np.nextafter((share + 1) / 4, 0), token)):
+            monkeypatch.setattr("raymill.inference.sampling.uniform", lambda seed, number, point=point: point)
+            assert choose(logits, (0,), [Sampler(Sampling(**settings))])[0][0] == wanted
+
+
 def test_penalties_and_bias_against_their_definitions(way):
     rng = np.random.default_rng(5)
     logits = rng.normal(0, 2, (1, 90)).astype(np.float32)

@@ -74,10 +74,10 @@ inline To bits_of(From from) {
   return to;
 }
 
-// Bits whose order as integers is the floats' order, with -0 equal to 0: compilers find the largest integer of many at
-// once, but may not reorder a maximum of floats.
+// Bits whose order as integers is the floats' order: compilers find the largest integer of many at once, but may not
+// reorder a maximum of floats.
 inline int32_t ordered(float logit) {
-  const int32_t bits = bits_of<int32_t>(logit + 0.0f);
+  const int32_t bits = bits_of<int32_t>(logit);
   return bits ^ ((bits >> 31) & 0x7fffffff);
 }
 
