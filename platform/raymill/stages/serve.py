@@ -28,6 +28,8 @@ from raymill.cluster.config import ClusterConfig, Role, RoleName
 from raymill.cluster.ports import check_endpoint_address
 from raymill.config import Config as Settings
 from raymill.errors import ArtifactError, UsageError
+from raymill.inference.kv_cache import KvPrecision
+from raymill.inference.loading import Device, EngineName
 from raymill.stages.contract import Demand, Inputs
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from raymill.cluster.session import Cluster
-    from raymill.inference.loading import Device
 
 TAKES: tuple[Kind, ...] = ("checkpoint",)
 MAY_TAKE: tuple[Kind, ...] = ()
@@ -46,17 +47,27 @@ LIVE = True
 ENDPOINT = "endpoint.json"
 
 
+ModelName = Annotated[str, Field(min_length=1, max_length=128)]
+
+
 class Config(Settings):
     """How the model is served."""
 
     replicas: Annotated[int, Field(ge=1, le=1024)] = 2
     """Engines side by side; each takes one worker of the serve role."""
-    model_name: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    model_name: ModelName | None = None
     """The name clients ask for; the run's name without it."""
+    engine: EngineName = "auto"
+    """native: compiled on the node, for CPUs; torch: anywhere; vllm: hands over to vLLM; auto: native where it can be
+    compiled, torch elsewhere."""
     max_slots: Annotated[int, Field(ge=1, le=1024)] = 8
     """Completions a replica works on at once."""
     max_kv_cache_mib: Annotated[int, Field(ge=1, le=1_048_576)] = 512
-    """Memory of a replica for keys and values, MiB; fewer slots are opened when they do not fit."""
+    """Memory of a replica for keys and values, MiB: those of running completions, and of prefixes kept for later ones."""
+    kv_cache: KvPrecision = "fp32"
+    """Precision of keys and values; int8 keeps 3 to 4 times as many tokens."""
+    adapters: dict[ModelName, str] = {}
+    """LoRA adapters in PEFT's layout: their folders, by the model name that clients ask for."""
     max_queued_requests: Annotated[int, Field(ge=0, le=100_000)] = 32
     """Requests that may wait for a slot of a replica; one more is answered 429."""
     prefill_chunk_tokens: Annotated[int, Field(ge=1, le=65536)] = 64
@@ -91,7 +102,7 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     began = time.monotonic()
     preflight(config, cluster.config)
     checkpoint, address, run_folder = inputs["checkpoint"], cluster.config.endpoint, inputs.run_folder
-    slots, quantization = _check_checkpoint(config, checkpoint.path)
+    quantization = _check_checkpoint(config, checkpoint.path)
     ensure_metrics_key(run_folder)
     name, model_name = serving.application_name(run_folder), config.model_name or run_folder.name
     cluster.connect()
@@ -108,10 +119,15 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     endpoint = {"url": f"{url}/v1", "host": host, "port": address.port, "model": model_name}
     endpoint |= {"replicas": config.replicas, "pid": os.getpid()}
     write_atomic(inputs.draft.path / ENDPOINT, json.dumps(endpoint) + "\n")
-    figures = {**endpoint, "slots_per_replica": slots, "quantization": quantization, "start_s": round(took_s, 2)}
+    figures = {
+        **endpoint,
+        "slots_per_replica": config.max_slots,
+        "quantization": quantization,
+        "start_s": round(took_s, 2),
+    }
     summary = (
         f"{config.replicas} replica{'s' if config.replicas > 1 else ''} of {model_name} ({quantization}) at {url}/v1, "
-        f"{slots} slots each, up in {took_s:.1f} s"
+        f"{config.max_slots} slots each, up in {took_s:.1f} s"
     )
     return inputs.publish("serve", GIVES, config, summary, figures)
 
@@ -153,10 +169,13 @@ class Replica:
         self._record = partial(record_stats, metrics)
         self._engine, tokenizer = load_engine(
             Path(checkpoint),
+            engine=settings.engine,
             device=device,
             threads=threads,
             max_slots=settings.max_slots,
             max_kv_cache_bytes=settings.max_kv_cache_mib * 2**20,
+            kv_precision=settings.kv_cache,
+            adapters={name: Path(folder) for name, folder in settings.adapters.items()},
             max_queued=settings.max_queued_requests,
             prefill_chunk_tokens=settings.prefill_chunk_tokens,
             on_stats=self._record,
@@ -177,18 +196,19 @@ class Replica:
         self._engine.close()
 
 
-def _check_checkpoint(config: Config, checkpoint: Path) -> tuple[int, str]:
-    """Slots a replica will open and the precision; what a replica would stumble over is said here."""
-    from raymill.inference.kv_cache import fit_pages, pages_for
-    from raymill.model.config import ModelConfig
-    from raymill.model.files import read_config
+def _check_checkpoint(config: Config, checkpoint: Path) -> str:
+    """Its precision; what a replica would stumble over is said here."""
+    from raymill.compression.format import read_quantization
+    from raymill.inference.adapters import load_adapter
+    from raymill.inference.kv_cache import fit_pages
+    from raymill.model.files import CONFIG, read_config, read_model_config
 
-    values = read_config(checkpoint)
-    model = ModelConfig.from_hugging_face(values)
-    pages = fit_pages(model, config.max_slots, config.max_kv_cache_mib * 2**20)
-    return min(config.max_slots, pages // pages_for(model.max_seq_len)), values.get("quantization", {}).get(
-        "method", "fp32"
-    )
+    model, _ = read_model_config(checkpoint)
+    quantization = read_quantization(read_config(checkpoint), str(checkpoint / CONFIG))
+    fit_pages(model, config.max_slots, config.max_kv_cache_mib * 2**20, config.kv_cache)
+    for folder in config.adapters.values():
+        load_adapter(Path(folder), model)
+    return quantization.method if quantization else "fp32"
 
 
 def application(args: dict[str, Any]) -> Application:
@@ -202,7 +222,7 @@ def application(args: dict[str, Any]) -> Application:
     if not checkpoints:
         raise ArtifactError(f"{run_folder} holds no checkpoint", fix="run the job first, then apply the RayService")
     newest = max(checkpoints, key=lambda artifact: artifact.manifest.created_at)
-    _, quantization = _check_checkpoint(config, newest.path)
+    quantization = _check_checkpoint(config, newest.path)
     ensure_metrics_key(run_folder)
     metrics_folder = Path(tempfile.gettempdir()) / f"raymill-metrics-{os.urandom(6).hex()}"
     return _bind(config, role, newest.path, run_folder, quantization, metrics_folder)
@@ -222,9 +242,10 @@ def _bind(
         "request_timeout_s": config.request_timeout_s,
         "stream_interval_ms": config.stream_interval_ms,
     }
+    adapters = {name: str(Path(folder).absolute()) for name, folder in config.adapters.items()}
     return bind_replicas(
         Replica,
-        config.model_dump(mode="json"),
+        {**config.model_dump(mode="json"), "adapters": adapters},
         str(checkpoint.absolute()),
         str((run_folder / API_KEYS).absolute()),
         api,
