@@ -23,7 +23,8 @@ from raymill.tokenizer.tokenizer import Tokenizer
 TEXTS = [
     "The quick brown fox jumps over the lazy dog; it doesn't stop at 1234567 fences, they'll say.\n\n\tWHO'S there?",
     "def walk(path):\n    for name in sorted(path.iterdir()):\n        yield name  # a comment\n\n\nclass Walker:\n    pass\n",
-    "Gr\u00fc\u00dfe aus K\u00f6ln, \u4f60\u597d\u4e16\u754c\uff0c\u043f\u0440\u0438\u0432\u0435\u0442 \U0001f600\U0001f469\u200d\U0001f467!  end   ",
+    "Gr\u00fc\u00dfe aus K\u00f6ln, "
+    "\u4f60\u597d\u4e16\u754c\uff0c\u043f\u0440\u0438\u0432\u0435\u0442 \U0001f600\U0001f469\u200d\U0001f467!  end   ",
 ]
 
 OF_ARCHITECTURE = {

@@ -45,7 +45,9 @@ class Format:
 
 _FLOATS = ("fp32", "bf16", "fp16")
 FORMATS = {
-    "hugging_face": Format("hugging_face", "transformers, vLLM, SGLang", dict.fromkeys(("fp32", "int8", "int4"), _FLOATS)),
+    "hugging_face": Format(
+        "hugging_face", "transformers, vLLM, SGLang", dict.fromkeys(("fp32", "int8", "int4"), _FLOATS)
+    ),
     "gguf": Format(
         "gguf",
         "llama.cpp, Ollama, LM Studio, OpenVINO GenAI",
@@ -98,7 +100,9 @@ def find_checkpoint(storage: Path, name: str) -> Path:
     return chosen[-1].path
 
 
-def export(checkpoint: Path, name: str, folder: Path, precision: str | None = None, *, tokenizer: bool = True) -> Export:
+def export(
+    checkpoint: Path, name: str, folder: Path, precision: str | None = None, *, tokenizer: bool = True
+) -> Export:
     """Writes `checkpoint` as format `name` into `folder`, which must be empty or not there.
 
     precision: None takes the nearest to what the checkpoint holds. tokenizer: False leaves it out where the format has

@@ -226,7 +226,7 @@ def _fits_blocks(weight: Quantized, four_bits: bool) -> bool:
 def _blocks(weight: Quantized) -> NDArray[np.uint8]:
     """The same integers, each block behind its fp16 scale; in Q4_0 a byte holds numbers i and i + 16 of its block."""
     values_NBI = weight.values_NK.unflatten(1, (-1, _BLOCK)).numpy()
-    rows, blocks = values_NBI.shape[:2]
+    rows = len(values_NBI)
     scale_NB = weight.scale_NG.repeat_interleave(weight.group_size // _BLOCK, dim=1).numpy().astype(np.float16)
     if weight.bits == 4:
         stored = (values_NBI + 8).astype(np.uint8)

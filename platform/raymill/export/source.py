@@ -114,7 +114,9 @@ def _read_quantized(folder: Path, config: ModelConfig, vocab_size: int) -> dict[
         shape = weight.values_NK.shape if isinstance(weight, Quantized) else None if weight is None else weight.shape
         if weight is None or shape != parameter.shape:
             why = f"{name} is missing or of another shape or type"
-            raise ArtifactError(f"{folder / WEIGHTS} does not match {CONFIG}", why=why, fix="name a complete checkpoint")
+            raise ArtifactError(
+                f"{folder / WEIGHTS} does not match {CONFIG}", why=why, fix="name a complete checkpoint"
+            )
         weights[name] = weight
     return weights
 

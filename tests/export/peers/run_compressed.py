@@ -3,7 +3,7 @@
 import json
 import sys
 
-import compressed_tensors  # noqa: F401: without it transformers refuses the folder late
+import compressed_tensors  # noqa: F401
 import torch
 import transformers
 

@@ -22,8 +22,7 @@ def run(job):
         made.append(int(model.scores[model.n_tokens - 1].argmax()))
         model.eval(made[-1:])
     text = model.detokenize(made).decode("utf-8", "replace") if known else ""
-    chat = model.metadata.get("tokenizer.chat_template", "")
-    return {"ids": ids, "back": back, "logits": logits, "made": made, "text": text, "chat": chat, "eos": model.token_eos()}
+    return {"ids": ids, "back": back, "logits": logits, "made": made, "text": text}
 
 
 print(json.dumps([run(job) for job in json.load(sys.stdin)]))
