@@ -73,6 +73,10 @@ def requests(count=10):
     return made
 
 
+def _events(stream):
+    return [event for batch in stream for event in batch]
+
+
 def run(step, wanted, *, together=True, **settings):
     """Texts by request, and what the engine counted."""
     settings = {"num_slots": 16, "max_queued": 99, "max_step_tokens": 64, **settings}
@@ -80,11 +84,11 @@ def run(step, wanted, *, together=True, **settings):
     try:
         if together:
             streams = {request.id: engine.submit(request) for request in wanted}
-            events = {name: [e for batch in stream for e in batch] for name, stream in streams.items()}
+            events = {name: _events(stream) for name, stream in streams.items()}
         else:
             events = {}
             for request in wanted:
-                events[request.id] = [e for batch in engine.submit(request) for e in batch]
+                events[request.id] = _events(engine.submit(request))
         assert engine._scheduler.pool.available == step.num_pages
         return {name: ([e.text for e in each], [e.token for e in each]) for name, each in events.items()}, engine
     finally:
@@ -115,7 +119,7 @@ def test_text_is_the_same_alone_together_cut_preempted_cached_and_drafted(checkp
     again = BatchingEngine(warm, Ids, num_slots=4, max_queued=99, max_step_tokens=40)
     for _ in range(2):  # the second time every full page is found
         for request in wanted:
-            text = [e.text for batch in again.submit(request) for e in batch]
+            text = [event.text for event in _events(again.submit(request))]
             assert text == alone[request.id][0]
     again.close()
     monkeypatch.setattr(scheduler, "MOST_SEQUENCES", 99)
@@ -148,7 +152,8 @@ def test_prompt_scores_and_embeddings_do_not_depend_on_company(checkpoint, kind)
         engine = BatchingEngine(step, Ids, **{"num_slots": 16, "max_queued": 99, "max_step_tokens": 400, **settings})
         streams = [engine.submit(request) for request in wanted]
         futures = [engine.embed(request.prompt_ids) for request in wanted]
-        prompts = [next(e for batch in stream for e in batch).prompt for stream in streams]
+        firsts = [_events(stream)[0] for stream in streams]  # to their ends
+        prompts = [first.prompt for first in firsts]
         vectors = [future.result(30) for future in futures]
         assert engine._scheduler.pool.available == num_pages
         preemptions = engine._scheduler.preemptions
@@ -177,7 +182,7 @@ def test_scores_are_the_models_own(checkpoint):
 
     request = replace(requests(3)[2], prompt_logprobs=3, max_tokens=0)
     engine = BatchingEngine(steps(checkpoint, "torch"), Ids, num_slots=2, max_queued=2, max_step_tokens=20)
-    events = [e for batch in engine.submit(request) for e in batch]
+    events = _events(engine.submit(request))
     embedding = engine.embed(request.prompt_ids).result(10)
     engine.close()
     assert [(e.text, e.finish_reason, e.counts) for e in events] == [("", "length", False)]
