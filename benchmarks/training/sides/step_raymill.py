@@ -4,6 +4,7 @@
 """
 
 from argparse import Namespace
+from itertools import count
 from typing import Any
 
 import torch
@@ -15,7 +16,10 @@ from raymill.model.config import InitConfig
 from raymill.model.transformer import Transformer
 from raymill.training.config import OptimizerConfig
 from raymill.training.losses import next_token
-from raymill.training.optimizer import build_optimizer
+from raymill.training.optimizer import build_optimizer, set_learning_rate
+
+_WARMUP_STEPS = 30
+"""Without a warm-up AdamW's first steps go anywhere, and the losses of two runs go with them."""
 
 
 def load(options: Namespace) -> Loaded:
@@ -31,6 +35,7 @@ def load(options: Namespace) -> Loaded:
             use_int8(block)
     optimizer = build_optimizer(model, OptimizerConfig(name="muon" if "muon" in words else "adamw", learning_rate=1e-3))
     end_id = read_index(options.tokens).end_of_document_id
+    numbers = count(1)
 
     def work() -> dict[str, Any]:
         inputs_BT, targets_BT = batches.next()
@@ -38,6 +43,7 @@ def load(options: Namespace) -> Loaded:
         loss = model(inputs_BT, documents_BT, next_token(targets_BT)) / targets_BT.numel()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        set_learning_rate(optimizer, min(1.0, next(numbers) / _WARMUP_STEPS))
         optimizer.step()
         optimizer.zero_grad()
         return {"loss": loss.item()}
