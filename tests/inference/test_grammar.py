@@ -205,6 +205,7 @@ REFUSED = {
     "endless object": ({**OBJECT, "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "endless"),
     "endless array": ({"type": "array", "minItems": 1, "items": {"$ref": "#"}}, "endless"),
     "far reference": ({"$ref": "http://127.0.0.1:9/x"}, "names nothing"),
+    "missing definition": ({"$ref": "#/$defs/a", "$defs": {"b": {}}}, "names nothing"),
     "reference into a constant": ({"enum": [{"x-guidance": {}}], "$ref": "#/enum/0"}, "names nothing"),
     "not": ({"not": {"type": "string"}}, "'not' is not supported"),
     "uniqueItems": ({"type": "array", "uniqueItems": True}, "'uniqueItems'"),
@@ -248,6 +249,12 @@ def test_recursion_that_may_end_is_allowed(tokenizer, grammars):
         "b": {"type": "array", "items": {"$ref": "#/$defs/a"}},
     }
     grammars.json_schema({"$defs": links, "$ref": "#/$defs/a"})
+
+
+def test_no_character_is_escaped_by_its_number(tokenizer, grammars):
+    match = grammars.json_schema({"type": "string"}).start()
+    feed(tokenizer, match, '"\\')
+    assert not any(tokenizer.token_bytes(token).startswith(b"u") for token in allowed(match))
 
 
 def test_blanks_are_bounded(tokenizer, grammars):
