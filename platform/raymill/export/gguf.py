@@ -196,7 +196,8 @@ def _interleave(weight: Weight, heads: int) -> Weight:
     """Rows 0, C/2, 1, C/2 + 1, ... of each head: pairs that turn together side by side."""
 
     def order(x: Tensor) -> Tensor:
-        return x.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        ordered: Tensor = x.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        return ordered
 
     return weight.rows(order) if isinstance(weight, Quantized) else order(weight)
 

@@ -82,7 +82,7 @@ class _Graph:
         for number in range(config.num_layers):
             for kind in ("key", "value"):
                 past, present = f"past_key_values.{number}.{kind}", f"present.{number}.{kind}"
-                shape = ["B", config.num_kv_heads, "P", config.head_width]
+                shape: list[str | int | None] = ["B", config.num_kv_heads, "P", config.head_width]
                 inputs.append(helper.make_tensor_value_info(past, floats, shape))
                 shape = ["B", config.num_kv_heads, "S", config.head_width]
                 outputs.append(helper.make_tensor_value_info(present, floats, shape))

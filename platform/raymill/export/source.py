@@ -46,7 +46,8 @@ class Quantized:
     def full(self) -> Tensor:
         """The matrix in float32."""
         grouped = self.values_NK.float().unflatten(1, (self.scale_NG.shape[1], -1))
-        return (grouped * self.scale_NG[:, :, None]).flatten(1)
+        widened: Tensor = (grouped * self.scale_NG[:, :, None]).flatten(1)
+        return widened
 
     def rows(self, order: Callable[[Tensor], Tensor]) -> Quantized:
         """The same with its rows put into another order."""
