@@ -1,8 +1,11 @@
+import functools
+
 import pytest
 import torch
 
 from raymill.compression.quantize import quantize_model, save_quantized
-from raymill.errors import MachineError
+from raymill.errors import ArtifactError, MachineError
+from raymill.inference import native
 from raymill.inference.loading import load_engine
 from raymill.inference.requests import Request
 from raymill.inference.sampling import Sampling
@@ -37,8 +40,8 @@ def checkpoint(tmp_path, tokenizer):
     return tmp_path
 
 
-def text_on(device, checkpoint):
-    engine, tokenizer = load_engine(checkpoint, device=device, **LIMITS)
+def text_on(device, checkpoint, **settings):
+    engine, tokenizer = load_engine(checkpoint, device=device, **LIMITS, **settings)
     try:
         stream = engine.submit(Request("r", tuple(tokenizer.encode("the cat")), 8, Sampling(temperature=0)))
         events = [event for batch in stream for event in batch]
@@ -83,6 +86,52 @@ def test_a_replica_without_its_gpu_says_what_to_set(checkpoint, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(MachineError, match="gpus_per_worker to 0"):
         load_engine(checkpoint, device="cuda", **LIMITS)
+
+
+@pytest.mark.parametrize("kv_precision", ["fp32", "int8"])
+def test_the_native_and_the_torch_step_write_the_same(checkpoint, kv_precision):
+    if native.library() is None:
+        pytest.skip("no C++ compiler")
+    texts = [text_on("cpu", checkpoint, engine=name, kv_precision=kv_precision) for name in ("auto", "native", "torch")]
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_without_a_compiler_torch_serves_and_native_says_what_to_install(checkpoint, monkeypatch, caplog):
+    expected = text_on("cpu", checkpoint, engine="torch")
+    monkeypatch.setattr(native, "library", functools.cache(native.library.__wrapped__))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with caplog.at_level("WARNING"):
+        assert text_on("cpu", checkpoint) == text_on("cpu", checkpoint) == expected
+    said = [record for record in caplog.records if "compiler" in record.getMessage()]
+    assert len(said) == 1 and "install a C++ compiler" in said[0].getMessage()
+    with pytest.raises(MachineError, match=r"install g\+\+ or clang"):
+        load_engine(checkpoint, engine="native", **LIMITS)
+
+
+def test_native_is_not_for_a_gpu(checkpoint):
+    with pytest.raises(MachineError, match=r"set serve\.engine to torch"):
+        load_engine(checkpoint, engine="native", device="cuda", **LIMITS)
+
+
+def test_a_tokenizer_of_another_model_is_refused(checkpoint):
+    Tokenizer.train([f"{n} words of many kinds {n * 7919}" for n in range(900)], 500).save(
+        checkpoint / "tokenizer.json"
+    )
+    with pytest.raises(ArtifactError, match="does not match the model"):
+        load_engine(checkpoint, **LIMITS)
+
+
+def test_a_cache_too_small_for_one_sequence_says_how_much_it_needs(checkpoint):
+    with pytest.raises(MachineError, match="max_kv_cache_mib to at least 1"):
+        load_engine(checkpoint, **{**LIMITS, "max_kv_cache_bytes": 2**12})
+
+
+def test_slots_beyond_the_memory_are_open_to_short_requests(checkpoint):
+    engine, _ = load_engine(checkpoint, **{**LIMITS, "max_slots": 6, "max_kv_cache_bytes": 2**16})
+    assert engine.stats().num_slots == 6
+    streams = [engine.submit(Request(str(n), (n,), 20, Sampling(temperature=0))) for n in range(6)]
+    assert [[e for batch in stream for e in batch][-1].finish_reason for stream in streams] == ["length"] * 6
+    engine.close()
 
 
 @pytest.mark.gpu

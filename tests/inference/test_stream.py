@@ -1,0 +1,61 @@
+import asyncio
+import threading
+
+import pytest
+
+from raymill.inference.requests import TokenEvent
+from raymill.inference.stream import Stream, wake
+
+COUNT = 20_000
+
+
+def write(streams):
+    """As the engine does: a step's events to all streams, then one waking."""
+    for n in range(COUNT):
+        reason = "length" if n == COUNT - 1 else None
+        waiters = [stream.add(TokenEvent(str(n), reason)) for stream in streams]
+        wake([waiter for waiter in waiters if waiter is not None])
+
+
+def in_order(events):
+    return [event.text for event in events] == [str(n) for n in range(COUNT)]
+
+
+@pytest.mark.parametrize("every_s", [0.0, 0.001])
+def test_no_event_is_lost_between_a_writer_and_readers_that_sleep(every_s):
+    async def read(stream):
+        return [event async for batch in stream.batches(every_s) for event in batch]
+
+    async def both(streams):
+        writer = threading.Thread(target=write, args=(streams,))
+        writer.start()
+        found = await asyncio.wait_for(asyncio.gather(*(read(stream) for stream in streams)), 60)
+        writer.join()
+        return found
+
+    assert all(map(in_order, asyncio.run(both([Stream(), Stream()]))))
+
+
+def test_no_event_is_lost_on_the_way_to_a_thread():
+    stream, found = Stream(), []
+    reader = threading.Thread(target=lambda: found.extend(event for batch in stream for event in batch))
+    reader.start()
+    write([stream])
+    reader.join(60)
+    assert in_order(found)
+
+
+def test_an_event_loop_is_woken_once_for_all_its_readers():
+    async def main():
+        loop, calls = asyncio.get_running_loop(), []
+        inner = loop.call_soon_threadsafe
+        loop.call_soon_threadsafe = lambda *args: (calls.append(args), inner(*args))
+        streams = [Stream() for _ in range(8)]
+        readers = [asyncio.create_task(stream.finished()) for stream in streams]
+        await asyncio.sleep(0)
+        assert [stream.add(TokenEvent("a")) for stream in streams] == [None] * 8, "they wait for the end"
+        wake([stream.add(TokenEvent("b", "stop")) for stream in streams])
+        assert len(calls) == 1
+        return [len(events) for events in await asyncio.gather(*readers)]
+
+    assert asyncio.run(main()) == [2] * 8
