@@ -1,7 +1,7 @@
 // Packing, and the walk over a matrix: panels of a few blocks, and under each all rows in tiles.
 //
-// A panel (at most 64 KiB for 2 blocks of 2,048 int8 columns) comes from memory once and stays in the second cache for all
-// tiles of rows; meanwhile the next panel is fetched.
+// A panel (64 KiB for 2 blocks of 2,048 int8 columns) comes from memory once and stays in the second cache for all tiles of
+// rows; while the first tile is computed the next panel is fetched.
 #include "matmul.h"
 
 #include "matmul_tile.h"
@@ -41,7 +41,7 @@ void pack_i8(const int8_t* weights, const float* scales, int channels, int colum
             block[int64_t{k / 4} * 64 + 4 * n + k % 4] = static_cast<uint8_t>(value) ^ target::kFlip;
         }
     }
-    float* out = reinterpret_cast<float*>(block + weight_bytes(Precision::i8, columns));
+    float* out = reinterpret_cast<float*>(block + int64_t{quads(columns)} * 64);
     for (int n = 0; n < kBlock; ++n) out[n] = n < channels ? scales[n] : 0.0f;
 }
 
@@ -49,21 +49,18 @@ void pack_i4(const uint8_t* weights, const uint16_t* scales, int channels, int c
     const auto nibble = [&](int n, int k) {
         return n < channels ? weights[int64_t{n} * (columns / 2) + k / 2] >> (4 * (k % 2)) & 15 : 8;
     };
-    for (int n = 0; n < kBlock; ++n) {
-        for (int j = 0; j < columns / 8; ++j) {
-            for (int i = 0; i < 4; ++i) {
-                const int byte = nibble(n, 8 * j + i) | nibble(n, 8 * j + 4 + i) << 4;
-                block[int64_t{j} * 64 + 4 * n + i] = static_cast<uint8_t>(byte);
-            }
-        }
-    }
+    std::memset(block, 0, static_cast<size_t>(block_bytes(Precision::i4, columns, group)));
     const int groups = columns / group;
-    uint8_t* out = block + weight_bytes(Precision::i4, columns);
-    std::memset(out, 0, static_cast<size_t>(block_bytes(Precision::i4, columns, group) - (out - block)));
-    for (int n = 0; n < channels; ++n) {
-        for (int g = 0; g < groups; ++g) {
+    for (int g = 0; g < groups; ++g) {
+        uint8_t* out = block + g * group_bytes(group);
+        for (int n = 0; n < channels; ++n) {
             const uint16_t half = half_at(scales, int64_t{n} * groups + g);
-            std::memcpy(out + (int64_t{g} * kBlock + n) * 2, &half, sizeof half);
+            std::memcpy(out + 2 * n, &half, sizeof half);
+        }
+        for (int i = 0; i < group * 8; ++i) {  // 4 bytes each of 16 channels, 64 per 8 values
+            const int n = i % 64 / 4;
+            const int k = g * group + i / 64 * 8 + i % 4;
+            out[kScaleBytes + i] = static_cast<uint8_t>(nibble(n, k) | nibble(n, k + 4) << 4);
         }
     }
 }
@@ -98,19 +95,18 @@ void pack(Precision precision, const void* weights, const void* scales, int rows
 void read_row(const Matrix& matrix, int row, float* out) {
     const int64_t bytes = block_bytes(matrix.precision, matrix.columns, matrix.group);
     const uint8_t* block = static_cast<const uint8_t*>(matrix.packed) + row / kBlock * bytes;
-    const uint8_t* scales = block + weight_bytes(matrix.precision, matrix.columns);
     const int n = row % kBlock;
     for (int k = 0; k < matrix.columns; ++k) {
         if (matrix.precision == Precision::f32) {
             out[k] = reinterpret_cast<const float*>(block)[int64_t{k} * kBlock + n];
         } else if (matrix.precision == Precision::i8) {
             const auto value = static_cast<int8_t>(block[int64_t{k / 4} * 64 + 4 * n + k % 4] ^ target::kFlip);
-            out[k] = static_cast<float>(value) * reinterpret_cast<const float*>(scales)[n];
+            out[k] = static_cast<float>(value) * reinterpret_cast<const float*>(block + int64_t{quads(matrix.columns)} * 64)[n];
         } else {
-            const int both = block[int64_t{k / 8} * 64 + 4 * n + k % 4];
+            const uint8_t* part = block + k / matrix.group * group_bytes(matrix.group);
+            const int both = part[kScaleBytes + k % matrix.group / 8 * 64 + 4 * n + k % 4];
             const int value = (k % 8 < 4 ? both & 15 : both >> 4) - 8;
-            const uint16_t half = half_at(scales, int64_t{k / matrix.group} * kBlock + n);
-            out[k] = static_cast<float>(value) * half_to_float(half);
+            out[k] = static_cast<float>(value) * half_to_float(half_at(part, n));
         }
     }
 }
@@ -120,6 +116,7 @@ void matmul(const Matrix& matrix, const Rows& x, float* y, int64_t ld, int first
     const int tile_count = (x.count + target::kMostRows - 1) / target::kMostRows;
     const int most_rows = (x.count + tile_count - 1) / tile_count;
     const int panel = target::most_blocks(matrix.precision, most_rows);
+    const bool fetch = target::fetches_ahead(matrix.precision, most_rows);
     const int64_t bytes = block_bytes(matrix.precision, matrix.columns, matrix.group);
     const auto* weights = static_cast<const uint8_t*>(matrix.packed);
     for (int b = first_block, blocks = panel; b < last_block; b += blocks) {
@@ -138,7 +135,7 @@ void matmul(const Matrix& matrix, const Rows& x, float* y, int64_t ld, int first
         int m = 0;
         for (int i = 0; i < tile_count; ++i) {
             const int rows = x.count / tile_count + (i < x.count % tile_count);
-            tile.ahead = i == 0 && b + 2 * blocks <= last_block ? tile.weights + blocks * bytes : nullptr;
+            tile.ahead = fetch && i == 0 && b + 2 * blocks <= last_block ? tile.weights + blocks * bytes : nullptr;
             tile.values = x.values + m * x.values_stride;
             tile.quantized = x.quantized + m * row_bytes(x.columns);
             tile.scales = x.scales + m;

@@ -9,7 +9,11 @@
 //   quantized rows: int8_t[M * row_bytes(K)], float[M] scales, int32_t[M * row_sums(K, group)]; quantize_row each row
 //   every thread: matmul(W, x, y, ld, first_block, last_block, add) with its part of 0 .. block_count(N)
 // Matrices packed one behind the other (N a multiple of 16 for all but the last) are one matrix: query, key and value,
-// or gate and up, can be one product. Cut the blocks in multiples of 2 (4 for fewer than 7 rows): tiles take that many.
+// or gate and up, can be one product. A thread's blocks are best consecutive and many: few rows read them as one stream,
+// more rows take up to 4 at once.
+//
+// Memory: let the packed matrices of a model share few large pieces. In huge pages (madvise, which numpy does by itself
+// for arrays above 4 MiB) a plain read gives 33 GB/s instead of 18 on one Zen 4 core, a product of 8 rows 1.4 times the rate.
 //
 // Exactness: int8 sums are exact int32; result = float(sum) * weight scale * row scale + bias, rounded after each, as
 // torch does. int4: float(sum of a group) * its scale, added in the order of the groups, then * row scale + bias.

@@ -18,6 +18,7 @@ constexpr const char* kName = "avx2";
 constexpr uint8_t kFlip = 0;
 constexpr int kMostRows = 4;  // keep their sums in the 16 registers
 constexpr int most_blocks(Precision, int) { return 1; }
+constexpr bool fetches_ahead(Precision, int rows) { return rows > 2; }
 
 #define RAYMILL_UNROLL _Pragma("GCC unroll 8")
 
@@ -106,23 +107,22 @@ void tile_i8(const Tile& t) {
     }
 }
 
-// 16-bit sums of `steps` (4 at most) times 16 channels x 8 values, from j on.
+// 16-bit sums of `steps` (4 at most) times 16 channels x 8 values, against the rows' values from x on.
 template <int M>
-inline void add_nibbles(const Tile& t, int j, int steps, int64_t stride, __m256i (&sums)[M][2]) {
+inline void add_nibbles(const uint8_t* line, const int8_t* x, int steps, int64_t stride, __m256i (&sums)[M][2]) {
     const __m256i low = _mm256_set1_epi8(0x0f);
     RAYMILL_UNROLL
     for (int m = 0; m < M; ++m) sums[m][0] = sums[m][1] = _mm256_setzero_si256();
-    for (const int end = j + steps; j < end; ++j) {
+    for (int j = 0; j < steps; ++j, line += 64, x += 8) {
         RAYMILL_UNROLL
         for (int h = 0; h < 2; ++h) {
-            const __m256i both = load(t.weights + int64_t{j} * 64 + 32 * h);
+            const __m256i both = load(line + 32 * h);
             const __m256i first = _mm256_and_si256(both, low);
             const __m256i second = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
             RAYMILL_UNROLL
             for (int m = 0; m < M; ++m) {
-                const int8_t* x = t.quantized + m * stride + 8 * j;
-                const __m256i one = _mm256_maddubs_epi16(first, four(x));
-                const __m256i two = _mm256_maddubs_epi16(second, four(x + 4));
+                const __m256i one = _mm256_maddubs_epi16(first, four(x + m * stride));
+                const __m256i two = _mm256_maddubs_epi16(second, four(x + m * stride + 4));
                 sums[m][h] = _mm256_add_epi16(sums[m][h], _mm256_add_epi16(one, two));
             }
         }
@@ -134,30 +134,31 @@ void tile_i4(const Tile& t) {
     const uint8_t* ahead = t.ahead;
     const int64_t stride = row_bytes(t.columns);
     const int steps = t.group / 8;
-    const uint8_t* scales = t.weights + weight_bytes(Precision::i4, t.columns);
+    const int64_t part_bytes = group_bytes(t.group);
     __m256 totals[M][2];
     for (int m = 0; m < M; ++m) totals[m][0] = totals[m][1] = _mm256_setzero_ps();
     for (int g = 0; g < t.columns / t.group; ++g) {
+        const uint8_t* part = t.weights + g * part_bytes;
         __m256i sums[M][2];
         for (int m = 0; m < M; ++m) {
             sums[m][0] = sums[m][1] = _mm256_set1_epi32(t.sums[m * t.sums_stride + 1 + g]);
         }
         for (int done = 0; done < steps; done += 4) {
             const int now = steps - done < 4 ? steps - done : 4;
-            const int j = g * steps + done;
             __m256i parts[M][2];
-            add_nibbles<M>(t, j, now, stride, parts);
-            for (int i = 0; ahead != nullptr && i < now; ++i) _mm_prefetch(ahead + int64_t{j + i} * 64, _MM_HINT_T1);
+            add_nibbles<M>(part + kScaleBytes + done * 64, t.quantized + g * t.group + 8 * done, now, stride, parts);
             RAYMILL_UNROLL
             for (int m = 0; m < M; ++m) {
                 sums[m][0] = _mm256_add_epi32(sums[m][0], add_pairs(parts[m][0]));
                 sums[m][1] = _mm256_add_epi32(sums[m][1], add_pairs(parts[m][1]));
             }
         }
-        if (ahead != nullptr) _mm_prefetch(ahead + (scales - t.weights) + int64_t{g} * 32, _MM_HINT_T1);
+        for (int64_t at = 0; ahead != nullptr && at < part_bytes; at += 64) {
+            _mm_prefetch(ahead + g * part_bytes + at, _MM_HINT_T1);
+        }
         RAYMILL_UNROLL
         for (int h = 0; h < 2; ++h) {
-            const __m256 scale = half_to_float(scales + int64_t{g} * 32 + 16 * h);
+            const __m256 scale = half_to_float(part + 16 * h);
             RAYMILL_UNROLL
             for (int m = 0; m < M; ++m) {
                 const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[m][h]), scale);

@@ -12,6 +12,7 @@ constexpr const char* kName = "plain";
 constexpr uint8_t kFlip = 0;
 constexpr int kMostRows = 4;  // share one pass over the weights
 constexpr int most_blocks(Precision, int) { return 1; }
+constexpr bool fetches_ahead(Precision, int) { return false; }
 
 inline float multiply_add(float a, float b, float c) {
 #ifdef __FP_FAST_FMAF
@@ -48,7 +49,7 @@ inline void tile_i8(const Tile& t, int rows) {
         const int8_t* weights = reinterpret_cast<const int8_t*>(t.weights) + int64_t{q} * 64;
         for (int m = 0; m < rows; ++m) add_products(weights, t.quantized + m * stride + 4 * q, sums[m]);
     }
-    const float* scales = reinterpret_cast<const float*>(t.weights + weight_bytes(Precision::i8, t.columns));
+    const float* scales = reinterpret_cast<const float*>(t.weights + int64_t{quads(t.columns)} * 64);
     for (int m = 0; m < rows; ++m) {
         float results[kBlock];
         for (int n = 0; n < kBlock; ++n) results[n] = static_cast<float>(sums[m][n]) * scales[n] * t.scales[m];
@@ -58,19 +59,19 @@ inline void tile_i8(const Tile& t, int rows) {
 
 inline void tile_i4(const Tile& t, int rows) {
     const int64_t stride = row_bytes(t.columns);
-    const uint8_t* halves = t.weights + weight_bytes(Precision::i4, t.columns);
     float totals[kMostRows][kBlock] = {};
     for (int g = 0; g < t.columns / t.group; ++g) {
+        const uint8_t* part = t.weights + g * group_bytes(t.group);
         int32_t sums[kMostRows][kBlock] = {};
-        for (int j = g * t.group / 8; j < (g + 1) * t.group / 8; ++j) {
+        for (int j = 0; j < t.group / 8; ++j) {
             int8_t first[64], second[64];
             for (int i = 0; i < 64; ++i) {
-                const int both = t.weights[int64_t{j} * 64 + i];
+                const int both = part[kScaleBytes + j * 64 + i];
                 first[i] = static_cast<int8_t>((both & 15) - 8);
                 second[i] = static_cast<int8_t>((both >> 4) - 8);
             }
             for (int m = 0; m < rows; ++m) {
-                const int8_t* x = t.quantized + m * stride + 8 * j;
+                const int8_t* x = t.quantized + m * stride + g * t.group + 8 * j;
                 add_products(first, x, sums[m]);
                 add_products(second, x + 4, sums[m]);
             }
@@ -78,7 +79,7 @@ inline void tile_i4(const Tile& t, int rows) {
         float scales[kBlock];
         for (int n = 0; n < kBlock; ++n) {
             uint16_t half;
-            std::memcpy(&half, halves + (int64_t{g} * kBlock + n) * 2, sizeof half);
+            std::memcpy(&half, part + 2 * n, sizeof half);
             scales[n] = half_to_float(half);
         }
         for (int m = 0; m < rows; ++m) {

@@ -3,8 +3,8 @@
 // A packed matrix is block_count(N) blocks of block_bytes, each whole in itself (a thread reads one stream):
 //   f32: K x (16 floats)
 //   i8:  K/4 (K rounded up to 16) x (16 channels x 4 values), then 16 fp32 scales
-//   i4:  K/8 x (16 channels x 4 bytes), a byte's low nibble from k = 8j .. 8j + 3, its high one from k + 4; then K/G x
-//        (16 fp16 scales), rounded up to 64 bytes
+//   i4:  per group (16 fp16 scales), then G/8 x (16 channels x 4 bytes), a byte's low nibble from k = 8j .. 8j + 3, its
+//        high one from k + 4; all rounded up to 64 bytes
 // Channels behind N are zeros. A tile is the product of a few rows with 1, 2 or 4 blocks, its sums kept in registers.
 #pragma once
 
@@ -36,18 +36,16 @@ inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1)
 
 inline int quads(int columns) { return static_cast<int>(round_up(columns, 16) / 4); }
 
-// Bytes of a block's weights; its scales come behind them.
-inline int64_t weight_bytes(Precision precision, int columns) {
-    if (precision == Precision::f32) return int64_t{columns} * 64;
-    if (precision == Precision::i8) return int64_t{quads(columns)} * 64;
-    return int64_t{columns} * 8;
-}
+constexpr int64_t kScaleBytes = 2 * kBlock;  // of an int4 group
+
+// Bytes of an int4 group in a block: scales and values lie together because one stream is read at 1.3 times the rate of
+// two.
+inline int64_t group_bytes(int group) { return kScaleBytes + int64_t{group} * 8; }
 
 inline int64_t block_bytes(Precision precision, int columns, int group) {
-    const int64_t weights = weight_bytes(precision, columns);
-    if (precision == Precision::f32) return weights;
-    if (precision == Precision::i8) return weights + 64;
-    return weights + round_up(int64_t{columns / group} * 32, 64);
+    if (precision == Precision::f32) return int64_t{columns} * 64;
+    if (precision == Precision::i8) return int64_t{quads(columns)} * 64 + 64;
+    return round_up(columns / group * group_bytes(group), 64);
 }
 
 inline float half_to_float(uint16_t half) {

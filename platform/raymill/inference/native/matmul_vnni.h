@@ -125,7 +125,7 @@ void tile_i4(const Tile& t) {
     const int64_t stride = row_bytes(t.columns);
     const __m512i low = _mm512_set1_epi8(0x0f);
     const int steps = t.group / 8;
-    const uint8_t* scales = t.weights + weight_bytes(Precision::i4, t.columns);
+    const int64_t part_bytes = group_bytes(t.group);
     __m512 totals[M][N];
     RAYMILL_UNROLL
     for (int m = 0; m < M; ++m) {
@@ -133,24 +133,25 @@ void tile_i4(const Tile& t) {
         for (int n = 0; n < N; ++n) totals[m][n] = _mm512_setzero_ps();
     }
     for (int g = 0; g < t.columns / t.group; ++g) {
+        const uint8_t* part = t.weights + g * part_bytes;
         __m512i sums[M][N];
         RAYMILL_UNROLL
         for (int m = 0; m < M; ++m) {
             RAYMILL_UNROLL
             for (int n = 0; n < N; ++n) sums[m][n] = _mm512_set1_epi32(t.sums[m * t.sums_stride + 1 + g]);
         }
-        for (int j = g * steps; j < (g + 1) * steps; ++j) {
+        for (int j = 0; j < steps; ++j) {
             __m512i first[N], second[N];
             RAYMILL_UNROLL
             for (int n = 0; n < N; ++n) {
-                const __m512i both = _mm512_load_si512(t.weights + n * t.block_bytes + int64_t{j} * 64);
+                const __m512i both = _mm512_loadu_si512(part + n * t.block_bytes + kScaleBytes + j * 64);
                 first[n] = _mm512_and_si512(both, low);
                 second[n] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
             }
-            if (ahead != nullptr) fetch<N>(ahead + int64_t{j} * 64, t.block_bytes);
+            if (ahead != nullptr) fetch<N>(ahead + g * part_bytes + j * 64, t.block_bytes);
             RAYMILL_UNROLL
             for (int m = 0; m < M; ++m) {
-                const int8_t* x = t.quantized + m * stride + 8 * j;
+                const int8_t* x = t.quantized + m * stride + g * t.group + 8 * j;
                 RAYMILL_UNROLL
                 for (int n = 0; n < N; ++n) {
                     add_products(sums[m][n], first[n], x);
@@ -158,11 +159,10 @@ void tile_i4(const Tile& t) {
                 }
             }
         }
-        if (ahead != nullptr) fetch<N>(ahead + (scales - t.weights) + int64_t{g} * 32, t.block_bytes);
+        if (ahead != nullptr) fetch<N>(ahead + (g + 1) * part_bytes - 1, t.block_bytes);
         RAYMILL_UNROLL
         for (int n = 0; n < N; ++n) {
-            const uint8_t* halves = scales + n * t.block_bytes + int64_t{g} * 32;
-            const __m512 scale = half_to_float(halves);
+            const __m512 scale = half_to_float(part + n * t.block_bytes);
             RAYMILL_UNROLL
             for (int m = 0; m < M; ++m) {
                 const __m512 scaled = _mm512_mul_ps(to_float(sums[m][n]), scale);
@@ -179,9 +179,14 @@ void tile_i4(const Tile& t) {
 
 using TileFunction = void (*)(const Tile&);
 
+// Few rows: one stream, in the order it lies in, is what the hardware fetches best by itself (36 GB/s on one Zen 4 core;
+// 27 GB/s with four blocks side by side and the next panel fetched by us).
+constexpr bool fetches_ahead(Precision precision, int rows) { return rows > (precision == Precision::i4 ? 2 : 5); }
+
 // As many blocks as keep their sums in the 32 registers; int4 has two sets of sums and twice the weights.
 constexpr int kMostRows = 12;
 constexpr int most_blocks(Precision precision, int rows) {
+    if (!fetches_ahead(precision, rows)) return 1;
     const int fit = 28 / (precision == Precision::i4 ? 2 * rows + 2 : rows);
     return fit < 1 ? 1 : fit > 4 ? 4 : fit;
 }
