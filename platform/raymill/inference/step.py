@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,11 +69,3 @@ class ModelStep(Protocol):
         """Takes a LoRA adapter: (A (r, K), B (N, r)) by the name of the matrix it is added to (`model.layers.0.
         self_attn.q_proj`), y += scale * B A x. Returns its number, from 1."""
         ...
-
-
-def is_finite(output: StepOutput) -> bool:
-    """Whether every number that was asked for is one."""
-    arrays: list[NDArray[Any]] = [output.logits_NV]
-    if output.hidden_ND is not None:
-        arrays.append(output.hidden_ND)
-    return all(bool(np.isfinite(array.sum())) for array in arrays)
