@@ -53,6 +53,8 @@ def vocabulary_of(source: Source) -> Vocabulary:
         kind = _NORMAL if index not in added else _CONTROL if added[index] else _USER_DEFINED
         types.append(_UNUSED if token is None else kind)
     merges = [each if isinstance(each, str) else " ".join(each) for each in model["merges"]]
+    # llama.cpp refuses a list of none. Text never makes a control token's name, so this one never applies.
+    merges = merges or [f"{source.end_token} {source.end_token}"]
     return Vocabulary(pre, tokens, types, merges, notes)
 
 
