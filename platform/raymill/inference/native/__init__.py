@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 def library(target: Target | None = None) -> ctypes.CDLL | None:
     """The sources of this folder, compiled for `target`, by default the best that this CPU runs; None without a compiler.
 
-    The first call on a node compiles (about 20 s); later ones load what lies in the cache (3 ms). A call through the
+    The first call on a node compiles (6 s on two cores); later ones load what lies in the cache (10 ms). A call through the
     library releases Python's lock.
     """
     try:

@@ -106,11 +106,14 @@ inline Floats load_cached(const void* p, int64_t index) {
 // Scores of a page's 32 positions against Q queries.
 template <int Q, bool int8>
 inline void score_page(const HeadShape& shape, const Tile& tile, const void* keys, Floats (&score)[Q][2]) {
+    constexpr int kBytes = kPageTokens * (int8 ? 1 : 4);  // of a number of all keys
     const int width = shape.width;
+    const char* ahead = static_cast<const char*>(keys) + static_cast<int64_t>(width) * kBytes;  // the values
     for (int j = 0; j < Q; ++j) score[j][0] = score[j][1] = spread(0);
     for (int c = 0; c < width; ++c) {
         const Floats low = load_cached<int8>(keys, c * kPageTokens);
         const Floats high = load_cached<int8>(keys, c * kPageTokens + kLanes);
+        for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(ahead + c * kBytes + line);
 #pragma GCC unroll 8
         for (int j = 0; j < Q; ++j) {
             const Floats q = spread(tile.queries[j * width + c]);
@@ -120,15 +123,19 @@ inline void score_page(const HeadShape& shape, const Tile& tile, const void* key
     }
 }
 
+// Memory is slower than this arithmetic: while keys are read the values are fetched, and the next page's keys then.
+//
 // Adds weights times values of the first `count` positions to Q queries' sums, `run` registers of columns at a time.
 template <int Q, bool int8, int run>
-inline void add_values(const HeadShape& shape, const Tile& tile, const void* values, int column, int count) {
-    const int padded = shape.padded;
+inline void add_values(const HeadShape& shape, const Tile& tile, const void* values, int column, int count, const uint8_t* next) {
+    const int padded = shape.padded, lines = shape.width * (int8 ? 1 : 4) / 64;  // of the next keys, for each position
     Floats sum[Q][run];
 #pragma GCC unroll 8
     for (int j = 0; j < Q; ++j)
         for (int r = 0; r < run; ++r) sum[j][r] = load(tile.out + j * padded + column + r * kLanes);
     for (int t = 0; t < count; ++t) {
+        if (next)
+            for (int line = 0; line < lines; ++line) __builtin_prefetch(next + (t * lines + line) * 64);
         Floats value[run];
         for (int r = 0; r < run; ++r) value[r] = load_cached<int8>(values, t * padded + column + r * kLanes);
 #pragma GCC unroll 8
@@ -156,7 +163,7 @@ inline void hide_unseen(const HeadShape& shape, int behind, Floats (&score)[2]) 
 }
 
 template <int Q, bool int8>
-inline void attend_page(const HeadShape& shape, Tile& tile, const uint8_t* unit, int first, int last_at) {
+inline void attend_page(const HeadShape& shape, Tile& tile, const uint8_t* unit, const uint8_t* next, int first, int last_at) {
     const int width = shape.width, padded = shape.padded;
     const int number = int8 ? 1 : 4;
     const void* values = unit + static_cast<size_t>(width) * kPageTokens * number;
@@ -189,8 +196,8 @@ inline void attend_page(const HeadShape& shape, Tile& tile, const uint8_t* unit,
     constexpr int kRun = Q > 4 ? kColumnRun : 2 * kColumnRun;
     int column = 0;
     for (; column + kRun * kLanes <= padded; column += kRun * kLanes)
-        add_values<Q, int8, kRun>(shape, tile, values, column, count);
-    for (; column < padded; column += kLanes) add_values<Q, int8, 1>(shape, tile, values, column, count);
+        add_values<Q, int8, kRun>(shape, tile, values, column, count, column ? nullptr : next);
+    for (; column < padded; column += kLanes) add_values<Q, int8, 1>(shape, tile, values, column, count, nullptr);
 }
 
 // All pages that the Q queries of a tile see. units(page number in the sequence) is where this head's unit lies.
@@ -203,8 +210,11 @@ inline void attend_tile(const HeadShape& shape, Tile& tile, const Units& units) 
     }
     std::memset(tile.out, 0, sizeof(float) * Q * shape.padded);
     const int begin = shape.window && first_at >= shape.window ? (first_at - shape.window + 1) / kPageTokens : 0;
-    for (int page = begin; page <= last_at / kPageTokens; ++page)
-        attend_page<Q, int8>(shape, tile, units(page), page * kPageTokens, last_at);
+    const int end = last_at / kPageTokens;
+    for (int page = begin; page <= end; ++page) {
+        const uint8_t* next = page < end ? units(page + 1) : nullptr;
+        attend_page<Q, int8>(shape, tile, units(page), next, page * kPageTokens, last_at);
+    }
 }
 
 // How many of `left` queries the next tile takes.

@@ -18,6 +18,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -35,7 +36,6 @@ _FLAGS = [
         "-std=c++17",
         "-O3",
         "-fPIC",
-        "-shared",
         "-pthread",
         "-ffp-contract=off",
         "-fno-math-errno",
@@ -143,10 +143,15 @@ def _cached(folder: Path, key: str) -> Path | None:
 
 
 def _compile(compiler: list[str], target: Target, folder: Path, key: str) -> Path:
-    sources = [str(path) for path in _sources() if path.suffix == ".cpp"]
-    with tempfile.TemporaryDirectory(dir=folder) as workplace:
+    """Every source on its own, side by side, then joined."""
+    sources = [path for path in _sources() if path.suffix == ".cpp"]
+    command = [*compiler, *_FLAGS, *TARGET_FLAGS[target]]
+    with tempfile.TemporaryDirectory(dir=folder) as workplace, ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = [f"{workplace}/{path.stem}.o" for path in sources]
+        pairs = zip(sources, objects, strict=True)
+        list(pool.map(_run, ([*command, "-c", str(source), "-o", made] for source, made in pairs)))
         made = Path(workplace) / "native.so"
-        _run([*compiler, *_FLAGS, *TARGET_FLAGS[target], *sources, "-o", str(made)])
+        _run([*command, "-shared", *objects, "-o", str(made)])
         return made.rename(folder / f"native-{key}-{_digest(made)}.so")
 
 

@@ -5,6 +5,8 @@
 // Shapes: L layers, D model_dim, F hidden_dim, H heads, K kv_heads, C head width, V vocab_size.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
@@ -45,6 +47,16 @@ struct Free {
     void operator()(void* p) const { std::free(p); }
 };
 
+// Asks for pages of 2 MB, of which a step touches few enough to know where they all are. Refused, nothing is lost.
+inline void use_huge_pages(void* memory, size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    constexpr size_t kHuge = size_t{1} << 21;
+    if (bytes < kHuge) return;
+    const auto begin = (reinterpret_cast<uintptr_t>(memory) + 4095) / 4096 * 4096;
+    madvise(reinterpret_cast<void*>(begin), (reinterpret_cast<uintptr_t>(memory) + bytes - begin) / 4096 * 4096, MADV_HUGEPAGE);
+#endif
+}
+
 // Numbers at a cache line's beginning, not set to anything; grows, never shrinks.
 template <class Number>
 class Buffer {
@@ -56,6 +68,7 @@ class Buffer {
             memory_.reset(static_cast<Number*>(std::aligned_alloc(64, bytes)));
             capacity_ = memory_ ? count : 0;
             if (!memory_) throw std::bad_alloc();
+            use_huge_pages(memory_.get(), bytes);
         }
         return memory_.get();
     }
