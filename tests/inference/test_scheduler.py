@@ -236,6 +236,21 @@ def test_no_draft_beyond_max_tokens_beside_a_prompt_or_with_many():
     assert len(first_chunk(prompt=9).ids) == 1
 
 
+def test_a_text_to_embed_that_was_sent_back_gives_each_hidden_state_once():
+    s = scheduler(num_pages=5, max_step_tokens=3, max_queued=9)
+    old = progression("a", 31, completion=90)
+    text = progression("b", 90, completion=0, outputs_from=0, wants_hidden=True)
+    s.add(old), s.add(text)
+    given = []
+    while len(given) < 90:
+        plan = step(s)
+        given += [c.start + n for c in plan.chunks if c.wants_hidden for n in range(len(c.ids))]
+        if len(old.ids) == old.max_ids and old.slot is not None:
+            s.remove(old)
+            s.max_step_tokens = 50
+    assert s.preemptions == 1 and given == list(range(90))
+
+
 class House:
     """A scheduler under random load, with a model that remembers in whose pages it wrote which ids."""
 
@@ -243,7 +258,7 @@ class House:
         self.random = random.Random(seed)
         self.slots, self.pages = self.random.randint(1, 6), self.random.randint(5, 14)
         self.s = Scheduler(self.slots, 12, self.slots + self.random.randint(1, 60), self.pages, 5 * PAGE_TOKENS)
-        self.written = {}
+        self.written, self.outputs = {}, {}
         self.live, self.arrived, self.first_fed = [], [], []
         self.done = self.refused = 0
 
@@ -308,6 +323,12 @@ class House:
 
     def settle(self, sequence, chunk):
         known = len(sequence.ids)
+        if sequence.outputs_from is not None:
+            end = chunk.start + len(chunk.ids)
+            given = len(chunk.ids) * chunk.wants_hidden if sequence.wants_hidden else chunk.num_logits
+            assert not given or end - given == self.outputs.get(sequence, 0), "every position's output comes once"
+            self.outputs[sequence] = self.outputs.get(sequence, 0) + given
+            assert end < known or self.outputs[sequence] == end
         if chunk.num_logits and chunk.start + len(chunk.ids) >= known and known < sequence.max_ids:
             draft = chunk.ids[known - chunk.start :]
             right = self.random.randint(0, len(draft))
