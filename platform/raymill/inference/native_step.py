@@ -58,6 +58,7 @@ class NativeStep:
         if not self._model:
             raise MachineError("there is no memory for the KV cache", fix="lower serve.max_kv_cache_mib")
         self._hand_over(weights)
+        weights.check_all_read()
         self._logits = np.empty((0, self.vocab_size), np.float32)
         self._logits_at = 0
         self._table: PageTable | None = None

@@ -8,7 +8,6 @@ Shapes: N output channels, K input channels, G group size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from raymill.errors import ArtifactError
 from raymill.inference.step import Floats
 from raymill.model.config import ModelConfig
 from raymill.model.files import CONFIG, WEIGHTS, read_config, read_model_config
+from raymill.model.gpt2_layout import gpt2_rows
 from raymill.model.tensor_file import FLOATING, StoredTensor, open_tensors
 
 EMBEDDING = "model.embed_tokens"
@@ -75,9 +75,17 @@ class CheckpointWeights:
         self._folder = folder
         stored = open_tensors(folder)
         if self.config.architecture == "gpt2" and self.quantization is None:
-            self._places = dict(_gpt2_places(self.config, stored))
+            self._places = _gpt2_places(self.config, stored)
         else:
             self._places = {name: _Place(tensor) for name, tensor in stored.items()}
+        self._unread = set(self._places)
+
+    def check_all_read(self) -> None:
+        """What the step did not ask for, the model may not have; but some store a tied head, or angles."""
+        for name in sorted(self._unread):
+            tied = self.config.tie_embeddings and name.startswith(f"{HEAD}.")
+            if not tied and not name.endswith("rotary_emb.inv_freq"):
+                raise self._mismatch(f"{name} is no part of {self.config.architecture}")
 
     def vector(self, name: str, *shape: int) -> Floats:
         """A tensor that is never quantized, fp32."""
@@ -128,6 +136,7 @@ class CheckpointWeights:
             raise self._mismatch(f"there is no {name}")
         if place.shape != shape:
             raise self._mismatch(f"{name} is {place.shape}, not {shape}")
+        self._unread.discard(name)
         return place
 
     def _mismatch(self, why: str) -> ArtifactError:
@@ -135,26 +144,13 @@ class CheckpointWeights:
         return ArtifactError(f"{where} does not match {CONFIG}", why=why, fix="name a complete checkpoint")
 
 
-def _gpt2_places(config: ModelConfig, stored: dict[str, StoredTensor]) -> Iterator[tuple[str, _Place]]:
-    """Ours by their place in gpt2's own layout (model/weights.py writes it): (inputs, outputs), q, k and v in one."""
-    found = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
-
-    def place(theirs: str, *ours: str, transposed: bool = False) -> Iterator[tuple[str, _Place]]:
-        if theirs in found:
-            for part, name in enumerate(ours):
-                yield name, _Place(found[theirs], transposed, part, len(ours))
-
-    yield from place("wte.weight", f"{EMBEDDING}.weight")
-    yield from place("wpe.weight", POSITIONS)
-    yield from place("lm_head.weight", f"{HEAD}.weight")
-    for kind in ("weight", "bias"):
-        yield from place(f"ln_f.{kind}", f"model.norm.{kind}")
-        for number in range(config.num_layers):
-            theirs, ours, matrix = f"h.{number}", f"model.layers.{number}", kind == "weight"
-            yield from place(f"{theirs}.ln_1.{kind}", f"{ours}.input_layernorm.{kind}")
-            yield from place(f"{theirs}.ln_2.{kind}", f"{ours}.post_attention_layernorm.{kind}")
-            qkv = (f"{ours}.self_attn.{part}_proj.{kind}" for part in "qkv")
-            yield from place(f"{theirs}.attn.c_attn.{kind}", *qkv, transposed=matrix)
-            yield from place(f"{theirs}.attn.c_proj.{kind}", f"{ours}.self_attn.o_proj.{kind}", transposed=matrix)
-            yield from place(f"{theirs}.mlp.c_fc.{kind}", f"{ours}.mlp.up_proj.{kind}", transposed=matrix)
-            yield from place(f"{theirs}.mlp.c_proj.{kind}", f"{ours}.mlp.down_proj.{kind}", transposed=matrix)
+def _gpt2_places(config: ModelConfig, stored: dict[str, StoredTensor]) -> dict[str, _Place]:
+    """Ours by their place in gpt2's own layout. Old files have no prefix, and masks among the weights."""
+    rest = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
+    places = {}
+    for theirs, ours, transposed in gpt2_rows(config):
+        if theirs in rest:
+            tensor = rest.pop(theirs)
+            places.update({name: _Place(tensor, transposed, part, len(ours)) for part, name in enumerate(ours)})
+    masks = (".attn.bias", ".attn.masked_bias")
+    return places | {name: _Place(tensor) for name, tensor in rest.items() if not name.endswith(masks)}

@@ -6,10 +6,9 @@ only gpt2 is stored otherwise: its matrices lie (inputs, outputs), and those of 
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -20,6 +19,8 @@ from torch import Tensor
 from raymill.errors import ArtifactError
 from raymill.model.config import ModelConfig
 from raymill.model.files import CONFIG, SHARDS, WEIGHTS, read_model_config, write_config
+from raymill.model.gpt2_layout import gpt2_rows
+from raymill.model.tensor_file import shard_names
 from raymill.model.transformer import Transformer
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -109,40 +110,16 @@ def _read_stored(folder: Path) -> dict[str, Tensor]:
     """The tensors of the one file, or of every shard that the index names."""
     if (folder / WEIGHTS).exists() or not (folder / SHARDS).exists():
         return read_tensors(folder / WEIGHTS)
-    try:
-        shards = sorted(set(json.loads((folder / SHARDS).read_text(encoding="utf-8"))["weight_map"].values()))
-        assert all(isinstance(name, str) and Path(name).name == name for name in shards)
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
-        why = "it must map tensors to file names beside it"
-        raise ArtifactError(f"{folder / SHARDS} is damaged", why=why, fix="name a complete checkpoint") from None
-    return {name: tensor for shard in shards for name, tensor in read_tensors(folder / shard).items()}
+    return {name: tensor for shard in shard_names(folder) for name, tensor in read_tensors(folder / shard).items()}
 
 
 def _mismatch(folder: Path, why: str) -> ArtifactError:
     return ArtifactError(f"{folder / WEIGHTS} does not match {CONFIG}", why=why, fix="name a complete checkpoint")
 
 
-def _gpt2_rows(config: ModelConfig) -> Iterator[tuple[str, tuple[str, ...], bool]]:
-    """(stored name, our names whose rows it holds one after the other, whether it is transposed)."""
-    yield "wte.weight", (_EMBEDDING,), False
-    yield "wpe.weight", ("model.embed_positions.weight",), False
-    for kind in ("weight", "bias"):
-        yield f"ln_f.{kind}", (f"model.norm.{kind}",), False
-        for number in range(config.num_layers):
-            ours = f"model.layers.{number}"
-            qkv = tuple(f"{ours}.self_attn.{part}_proj.{kind}" for part in "qkv")
-            matrix = kind == "weight"
-            yield f"h.{number}.ln_1.{kind}", (f"{ours}.input_layernorm.{kind}",), False
-            yield f"h.{number}.ln_2.{kind}", (f"{ours}.post_attention_layernorm.{kind}",), False
-            yield f"h.{number}.attn.c_attn.{kind}", qkv, matrix
-            yield f"h.{number}.attn.c_proj.{kind}", (f"{ours}.self_attn.o_proj.{kind}",), matrix
-            yield f"h.{number}.mlp.c_fc.{kind}", (f"{ours}.mlp.up_proj.{kind}",), matrix
-            yield f"h.{number}.mlp.c_proj.{kind}", (f"{ours}.mlp.down_proj.{kind}",), matrix
-
-
 def _gpt2_out(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     stored = {_HEAD: weights[_HEAD]} if _HEAD in weights else {}
-    for theirs, ours, transposed in _gpt2_rows(config):
+    for theirs, ours, transposed in gpt2_rows(config):
         joined = torch.cat([weights[name] for name in ours])
         stored[f"transformer.{theirs}"] = joined.t() if transposed else joined
     return stored
@@ -152,7 +129,7 @@ def _gpt2_in(config: ModelConfig, stored: Mapping[str, Tensor]) -> dict[str, Ten
     """KeyError with the stored name that is missing. Old files have no prefix, and masks among the weights."""
     rest = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
     weights = {}
-    for theirs, ours, transposed in _gpt2_rows(config):
+    for theirs, ours, transposed in gpt2_rows(config):
         joined = rest.pop(theirs)
         parts = (joined.t() if transposed else joined).chunk(len(ours))
         weights.update({name: part.contiguous() for name, part in zip(ours, parts, strict=False)})

@@ -69,7 +69,10 @@ def test_an_int8_cache_rounds_as_compression_measures_it(name, load, checkpoint)
     exact = model(torch.tensor([prompt]))[0].numpy()
     round_keys_and_values(model)
     rounded = model(torch.tensor([prompt]))[0].numpy()
-    assert_close(logits_of(load(name, "fp32", kv="int8"), prompt), rounded, 5e-3)
+    found = logits_of(load(name, "fp32", kv="int8"), prompt)
+    assert_close(found, rounded, 5e-3)
+    torchs = TorchStep(load_served_model(checkpoint(name, "fp32")), PAGES, "int8")
+    assert_close(found, logits_of(torchs, prompt), 5e-3)
     assert np.abs(rounded - exact).max() > 0, "a cache that rounds nothing proves nothing"
 
 
@@ -257,6 +260,7 @@ UP = "model.layers.1.mlp.up_proj.weight"
         (lambda tensors: tensors[f"{UP}_scale"].fill(np.nan), "not finite"),
         (lambda tensors: tensors["model.embed_tokens.weight_scale"].fill(np.inf), "not finite"),
         (lambda tensors: tensors.update({"model.norm.weight": np.ones(64, np.int8)}), "floating"),
+        (lambda tensors: tensors.update({"model.layers.1.mlp.up_proj.bias": np.ones(96, np.float32)}), "no part of"),
     ],
 )
 def test_a_checkpoint_that_does_not_match_its_config_is_refused(precision, change, why, checkpoint, load, tmp_path):
