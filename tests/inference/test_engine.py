@@ -367,7 +367,7 @@ def test_a_prompt_can_be_scored_without_a_completion(engine_of, alphabet):
 
 
 def test_prompt_scores_come_with_the_first_token_and_each_token_with_its_own(engine_of, alphabet):
-    stream = engine_of(alphabet()).submit(request(prompt=[1] * 20, max_tokens=3, prompt_logprobs=0, logprobs=1))
+    stream = engine_of(alphabet()).submit(request(prompt=[9] * 19 + [1], max_tokens=3, prompt_logprobs=0, logprobs=1))
     events = [event for batch in stream for event in batch]
     assert [event.prompt and len(event.prompt) for event in events] == [20, None, None]
     assert [event.token.token for event in events] == [2, 3, 4]

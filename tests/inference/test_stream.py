@@ -1,4 +1,5 @@
 import asyncio
+import sys
 import threading
 
 import pytest
@@ -7,6 +8,14 @@ from raymill.inference.requests import TokenEvent
 from raymill.inference.stream import Stream, wake
 
 COUNT = 20_000
+
+
+@pytest.fixture(autouse=True)
+def threads_take_turns_often():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 def write(streams):
@@ -59,3 +68,14 @@ def test_an_event_loop_is_woken_once_for_all_its_readers():
         return [len(events) for events in await asyncio.gather(*readers)]
 
     assert asyncio.run(main()) == [2] * 8
+
+
+def test_what_was_there_before_its_reader_is_read_without_waiting():
+    async def main():
+        first, second = Stream(), Stream()
+        for stream in (first, second):
+            [stream.put(TokenEvent(text, reason)) for text, reason in [("a", None), ("b", "stop")]]
+        batches = [batch async for batch in first.batches(every_s=9)]
+        return [len(batch) for batch in batches], len(await second.finished())
+
+    assert asyncio.run(asyncio.wait_for(main(), 5)) == ([2], 2)

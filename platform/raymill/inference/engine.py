@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 
 from raymill.errors import RequestError
+from raymill.inference import native
 from raymill.inference.adapters import Adapter
 from raymill.inference.answers import Completion, Embedding
 from raymill.inference.limits import check_adapter, check_ids, check_request
@@ -52,6 +53,7 @@ class BatchingEngine:
         on_stats: Callable[[EngineStats], None] | None = None,
     ) -> None:
         """adapters: LoRA adapters by the name that requests call them. on_stats: told when the numbers change."""
+        native.library()  # choosing tokens is compiled too, once per node: not while the first client waits
         self._step = step
         self._make_decoder = make_decoder
         self._scheduler = Scheduler(num_slots, max_queued, max_step_tokens, step.num_pages, step.max_seq_len)
