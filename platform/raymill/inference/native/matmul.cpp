@@ -1,7 +1,7 @@
 // Packing, and the walk over a matrix: panels of a few blocks, and under each all rows in tiles.
 //
-// A panel (64 KiB for 2 blocks of 2,048 int8 columns) comes from memory once and stays in the second cache for all tiles of
-// rows; while the first tile is computed the next panel is fetched.
+// A panel (64 KiB for 2 blocks of 2,048 int8 columns) comes from memory once and stays in the second cache for all
+// tiles of rows; while the first tile is computed the next panel is fetched.
 #include "matmul.h"
 
 #include "matmul_tile.h"
@@ -73,7 +73,8 @@ size_t packed_bytes(Precision precision, int rows, int columns, int group) {
     return static_cast<size_t>(block_count(rows)) * static_cast<size_t>(block_bytes(precision, columns, group));
 }
 
-void pack(Precision precision, const void* weights, const void* scales, int rows, int columns, int group, void* packed) {
+void pack(Precision precision, const void* weights, const void* scales, int rows, int columns, int group,
+          void* packed) {
     const int64_t bytes = block_bytes(precision, columns, group);
     for (int b = 0; b < block_count(rows); ++b) {
         uint8_t* block = static_cast<uint8_t*>(packed) + b * bytes;
@@ -101,7 +102,8 @@ void read_row(const Matrix& matrix, int row, float* out) {
             out[k] = reinterpret_cast<const float*>(block)[int64_t{k} * kBlock + n];
         } else if (matrix.precision == Precision::i8) {
             const auto value = static_cast<int8_t>(block[int64_t{k / 4} * 64 + 4 * n + k % 4] ^ target::kFlip);
-            out[k] = static_cast<float>(value) * reinterpret_cast<const float*>(block + int64_t{quads(matrix.columns)} * 64)[n];
+            const auto* scales = reinterpret_cast<const float*>(block + int64_t{quads(matrix.columns)} * 64);
+            out[k] = static_cast<float>(value) * scales[n];
         } else {
             const uint8_t* part = block + k / matrix.group * group_bytes(matrix.group);
             const int both = part[kScaleBytes + k % matrix.group / 8 * 64 + 4 * n + k % 4];
@@ -177,7 +179,9 @@ RAYMILL_VISIBLE void raymill_quantize_rows(const float* x, int count, int column
     }
 }
 
-RAYMILL_VISIBLE void raymill_read_row(const Matrix* matrix, int row, float* out) { raymill::read_row(*matrix, row, out); }
+RAYMILL_VISIBLE void raymill_read_row(const Matrix* matrix, int row, float* out) {
+    raymill::read_row(*matrix, row, out);
+}
 
 RAYMILL_VISIBLE void raymill_matmul(const Matrix* matrix, const Rows* x, float* y, int64_t ld, int first_block,
                                     int last_block, int add) {

@@ -177,8 +177,8 @@ void tile_i4(const Tile& t) {
     }
 }
 
-// Few rows: one stream, in the order it lies in, is what the hardware fetches best by itself (36 GB/s on one Zen 4 core;
-// 27 GB/s with four blocks side by side and the next panel fetched by us).
+// Few rows: one stream, in the order it lies in, is what the hardware fetches best by itself (36 GB/s on one Zen 4
+// core; 27 GB/s with four blocks side by side and the next panel fetched by us).
 constexpr bool fetches_ahead(Precision precision, int rows) { return rows > (precision == Precision::i4 ? 2 : 5); }
 
 // As many blocks as keep their sums in the 32 registers; int4 has two sets of sums and twice the weights.
