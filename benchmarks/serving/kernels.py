@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from raymill.inference import native
 from raymill.inference.native import door
-from raymill.inference.native.build import TARGETS
+from raymill.inference.native.build import TARGETS, Target
 
 PRECISIONS = {"fp32": 0, "int8": 1, "int4": 2}
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128, 256, 512)
@@ -56,7 +56,7 @@ class Speed:
 class Kernels:
     """The products of one target with some threads, each with an equal share of the output channels."""
 
-    def __init__(self, target: native.Target | None, threads: int, K: int) -> None:
+    def __init__(self, target: Target | None, threads: int, K: int) -> None:
         library = native.library(target)
         if library is None:
             raise SystemExit("there is no C++ compiler")

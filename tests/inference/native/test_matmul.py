@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from raymill.inference import native
-from raymill.inference.native.build import runnable_targets
+from raymill.inference.native.build import Target, runnable_targets
 
 F32, I8, I4 = 0, 1, 2
 Floats = npt.NDArray[np.float32]
@@ -70,7 +70,7 @@ class Weights:
 class Product:
     """A packed matrix in one target's library."""
 
-    def __init__(self, target: str, weights: Weights, bias_N: Floats | None = None) -> None:
+    def __init__(self, target: Target, weights: Weights, bias_N: Floats | None = None) -> None:
         library = native.library(target)
         assert library is not None
         for name in ("raymill_packed_bytes", "raymill_row_bytes", "raymill_row_sums"):
@@ -176,8 +176,9 @@ def random_weights(precision: int, N: int, K: int, group: int, seed: int = 0) ->
 
 
 @pytest.fixture(params=runnable_targets())
-def target(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def target(request: pytest.FixtureRequest) -> Target:
+    found: Target = request.param
+    return found
 
 
 SHAPES = [(F32, 37, 45, 0), (F32, 128, 64, 0), (I8, 37, 45, 0), (I8, 1, 1, 0), (I8, 100, 770, 0), (I8, 64, 256, 0)]
@@ -185,7 +186,7 @@ SHAPES += [(I4, 37, 96, 32), (I4, 64, 128, 32), (I4, 19, 192, 64), (I4, 80, 48, 
 
 
 @pytest.mark.parametrize(("precision", "N", "K", "group"), SHAPES)
-def test_products_are_what_the_integers_say(target: str, precision: int, N: int, K: int, group: int) -> None:
+def test_products_are_what_the_integers_say(target: Target, precision: int, N: int, K: int, group: int) -> None:
     weights = random_weights(precision, N, K, group)
     rng = np.random.default_rng(1)
     bias_N = rng.standard_normal(N, np.float32)
@@ -200,7 +201,7 @@ def test_products_are_what_the_integers_say(target: str, precision: int, N: int,
 
 @pytest.mark.parametrize(("precision", "K", "group"), [(F32, 150, 0), (I8, 150, 0), (I4, 192, 32), (I4, 48, 8)])
 def test_a_row_has_the_same_bits_whatever_the_other_rows_and_the_cuts(
-    target: str, precision: int, K: int, group: int
+    target: Target, precision: int, K: int, group: int
 ) -> None:
     N = 16 * 9 + 5
     product = Product(target, random_weights(precision, N, K, group))
@@ -214,7 +215,7 @@ def test_a_row_has_the_same_bits_whatever_the_other_rows_and_the_cuts(
 
 
 @pytest.mark.parametrize(("precision", "K", "group"), [(F32, 64, 0), (I8, 70, 0), (I4, 64, 32)])
-def test_a_product_with_a_bias_goes_onto_what_is_there(target: str, precision: int, K: int, group: int) -> None:
+def test_a_product_with_a_bias_goes_onto_what_is_there(target: Target, precision: int, K: int, group: int) -> None:
     rng = np.random.default_rng(3)
     weights, bias_N = random_weights(precision, 53, K, group), rng.standard_normal(53, np.float32)
     x_MK, onto = rng.standard_normal((13, K), np.float32), rng.standard_normal((13, 53), np.float32)
@@ -224,7 +225,7 @@ def test_a_product_with_a_bias_goes_onto_what_is_there(target: str, precision: i
 
 
 @pytest.mark.parametrize("K", [4096, 4100])
-def test_the_largest_int8_sums_are_exact(target: str, K: int) -> None:
+def test_the_largest_int8_sums_are_exact(target: Target, K: int) -> None:
     values_NK = np.full((40, K), 127, np.int8)
     values_NK[1::3] = -127
     values_NK[2::3] = -128  # not ours, but a checkpoint of others may carry it
@@ -239,7 +240,7 @@ def test_the_largest_int8_sums_are_exact(target: str, K: int) -> None:
 
 @pytest.mark.parametrize("group", [8, 32, 128])
 @pytest.mark.parametrize("value", [-8, 0, 7])
-def test_the_largest_int4_sums_are_exact(target: str, value: int, group: int) -> None:
+def test_the_largest_int4_sums_are_exact(target: Target, value: int, group: int) -> None:
     scales = np.random.default_rng(4).uniform(1e-3, 1e-1, (24, 1024 // group)).astype(np.float16)
     weights = Weights(I4, np.full((24, 1024), value, np.int8), scales, group)
     x_MK = np.ones((5, 1024), np.float32)
@@ -250,7 +251,7 @@ def test_the_largest_int4_sums_are_exact(target: str, value: int, group: int) ->
 
 
 @pytest.mark.parametrize("K", [1, 15, 64, 771])
-def test_rows_become_the_integers_of_the_torch_step(target: str, K: int) -> None:
+def test_rows_become_the_integers_of_the_torch_step(target: Target, K: int) -> None:
     torch = pytest.importorskip("torch")
     quantize_rows = pytest.importorskip("raymill.compression.quantize").quantize_rows
     rng = np.random.default_rng(5)
@@ -266,7 +267,7 @@ def test_rows_become_the_integers_of_the_torch_step(target: str, K: int) -> None
     np.testing.assert_array_equal(sums[:, 0], -128 * rows.astype(np.int32).sum(axis=1))
 
 
-def test_a_row_with_nan_is_nan_and_leaves_the_others_alone(target: str) -> None:
+def test_a_row_with_nan_is_nan_and_leaves_the_others_alone(target: Target) -> None:
     product = Product(target, random_weights(I8, 20, 40, 0))
     x_MK = np.random.default_rng(6).standard_normal((3, 40), np.float32)
     clean = product(x_MK)
@@ -277,14 +278,14 @@ def test_a_row_with_nan_is_nan_and_leaves_the_others_alone(target: str) -> None:
 
 
 @pytest.mark.parametrize(("precision", "K", "group"), [(F32, 45, 0), (I8, 45, 0), (I4, 96, 32)])
-def test_a_row_of_the_matrix_reads_back(target: str, precision: int, K: int, group: int) -> None:
+def test_a_row_of_the_matrix_reads_back(target: Target, precision: int, K: int, group: int) -> None:
     weights = random_weights(precision, 35, K, group)
     product = Product(target, weights)
     for n in (0, 15, 16, 34):
         np.testing.assert_array_equal(product.row(n), weights.as_float()[n])
 
 
-def test_every_fp16_scale_is_read_as_numpy_reads_it(target: str) -> None:
+def test_every_fp16_scale_is_read_as_numpy_reads_it(target: Target) -> None:
     scales = np.arange(2**16, dtype=np.uint16).view(np.float16).reshape(64, 1024)
     scales = np.where(np.isfinite(scales), scales, np.float16(0.0))
     weights = Weights(I4, np.ones((64, 8 * 1024), np.int8), scales, 8)
