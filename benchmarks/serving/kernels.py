@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from benchmarks.table import columns, figure
 from numpy.typing import NDArray
 
+from benchmarks.table import columns, figure
 from raymill.inference import native
 from raymill.inference.native import door
 from raymill.inference.native.build import TARGETS, Target
