@@ -66,3 +66,4 @@ def test_zeros_and_weights_beyond_fp16_get_scales_that_are_numbers():
     packed, scale = quantize_groups(weight, 32)
     assert bool(torch.isfinite(scale).all()) and bool((scale != 0).all())
     assert bool((unpack(packed)[0] == 0).all())
+    assert float(scale[1].abs()) == 65504.0 and abs(int(unpack(packed)[1, 5])) >= 7, "as near as the format comes"

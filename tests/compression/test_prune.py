@@ -46,6 +46,18 @@ def test_wanda_takes_the_least_weight_times_input_of_each_output(small_model, ca
             assert torch.equal(pruned[row][pruned[row] != 0], weight[row][pruned[row] != 0])
 
 
+def test_wanda_measures_a_block_behind_the_blocks_pruned_before(small_model, calibration):
+    model, seen = small_model(), []
+    prune_by_wanda(model, 0.5, calibration)
+    queries = model.model.layers[1].self_attn.q_proj
+    queries.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, 1)))
+    model(calibration.ids_ST, calibration.documents_ST)
+    weight = small_model().model.layers[1].self_attn.q_proj.weight
+    scores = weight.abs() * seen[0].double().square().sum(0).sqrt().float()
+    least = torch.zeros_like(weight, dtype=torch.bool).scatter_(1, scores.argsort(1)[:, :32], True)
+    assert torch.equal(queries.weight == 0, least)
+
+
 def test_wanda_minds_inputs_where_magnitude_does_not(small_model, calibration):
     by_size, by_input = small_model(), small_model()
     for model in (by_size, by_input):
