@@ -24,7 +24,7 @@ def tokens_folder(cache: Path) -> Path:
     from raymill.dataset.shards import INDEX, ShardIndex, id_dtype
     from raymill.tokenizer.tokenizer import Tokenizer
 
-    texts = _texts()
+    texts = standard_library()
     digest = hashlib.blake2b("\0".join(texts).encode(), digest_size=4).hexdigest()
     folder = cache / f"tokens-{digest}-{VOCAB_SIZE}"
     if folder.exists():
@@ -76,7 +76,7 @@ def _write(folder: Path, split: str, ids: np.ndarray, counts: np.ndarray, text_b
     return ShardEntry(path=name, split=split, **sizes)
 
 
-def _texts() -> list[str]:
+def standard_library() -> list[str]:
     """Sources of the standard library in an order that is the same on every run, about 12 MB of them."""
     root = Path(sysconfig.get_paths()["stdlib"])
     paths = sorted(

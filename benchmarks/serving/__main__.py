@@ -1,0 +1,53 @@
+"""`python -m benchmarks.serving`: raymill's engine beside its peers, all sides measured in one run.
+
+    python -m benchmarks.serving                      everything
+    python -m benchmarks.serving --quick              the same rows with fewer rounds, in under 10 minutes
+    python -m benchmarks.serving --rows large,memory  some of them: large, small, memory, start, http
+    python -m benchmarks.serving --json FILE          also as a JSON list of rows
+
+First use builds the peers' environments (llama.cpp is compiled: ten minutes and more) and makes two models of random
+weights, exported to every peer; all of it stays in `~/.cache/raymill-benchmarks`. kernels.py beside this file measures the
+native products alone.
+
+How to read it: sides take turns (A B A B), each in a process of its own with two threads on two cores; figures are medians
+over the rounds, spread is the distance of the quartiles over the median. Rates are by the clock, so what else ran on the
+machine (its load) lowers all of them: read the ratio, ours over the best peer of the same run, or the other way round where
+less is better. A peer that cannot be had is named as missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import command, peers
+from benchmarks.peers import Peers
+from benchmarks.serving import engines
+from benchmarks.serving.bench import PINS, TORCH, VLLM_PINS, Bench
+from benchmarks.table import Row
+
+WORKS: dict[str, Callable[[Bench], list[Row]]] = {
+    "large": engines.large,
+    "small": engines.small,
+}
+_LIBRARIES = ("raymill", "numpy", "tokenizers", "safetensors", "ray", "uvicorn", "fastapi")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = command.parser("benchmarks.serving", __doc__, WORKS, "fewer rounds").parse_args(arguments)
+
+    def prepare(ready: Peers) -> command.Work:
+        vllm = peers.ensure(options.cache, VLLM_PINS)
+        ready.versions.update(vllm.versions)
+
+        def work(name: str, folder: Path) -> tuple[list[Row], str]:
+            return WORKS[name](Bench(ready, vllm, options.cache, folder, options.quick)), ""
+
+        return work
+
+    return command.run(options, prepare, _LIBRARIES, PINS, TORCH)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

