@@ -4,22 +4,20 @@ magnitude takes the smallest of each matrix. wanda (Sun et al. 2023, "A Simple a
 Language Models") counts a weight by its size times the norm of the input it meets, compares inside each output channel,
 and measures a block's inputs behind the blocks pruned already. Embedding and head stay whole.
 
-Files keep their size and dense products their speed: zeros alone pay in formats that know them. Seconds for 125 M.
+Files keep their size and dense products their speed: zeros alone pay in formats that know them.
 
 Shapes: N output channels, K input channels.
 """
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from raymill.compression.calibrate import Calibration, Walk, readers
 from raymill.model.transformer import Block, Transformer
-
-WeightMethod = Literal["magnitude", "wanda"]
 
 
 @torch.no_grad()
