@@ -28,6 +28,7 @@ from raymill.errors import ArtifactError, MachineError
 from raymill.inference import native
 from raymill.inference.kv_cache import KvPrecision
 from raymill.inference.native import door
+from raymill.inference.native.build import Target
 from raymill.inference.native_weights import EMBEDDING, HEAD, POSITIONS, CheckpointWeights, StoredMatrix
 from raymill.inference.step import Chunk, Floats, PageTable, StepOutput
 from raymill.model.angles import rotary_angles
@@ -72,7 +73,7 @@ class NativeStep:
         num_pages: int,
         kv_precision: KvPrecision,
         threads: int,
-        target: native.Target | None = None,
+        target: Target | None = None,
     ) -> NativeStep:
         """The checkpoint in `folder`. ArtifactError when it is not whole, MachineError without compiled code.
 
