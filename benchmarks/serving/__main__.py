@@ -12,7 +12,8 @@ native products alone.
 How to read it: sides take turns (A B A B), each in a process of its own with two threads on two cores; figures are medians
 over the rounds, spread is the distance of the quartiles over the median. Rates are by the clock, so what else ran on the
 machine (its load) lowers all of them: read the ratio, ours over the best peer of the same run, or the other way round where
-less is better. A peer that cannot be had is named as missing.
+less is better. On a machine that is busy all the time threads wait for each other more than they work: `--threads 1` then
+gives the engines' rates by CPU seconds on one core. A peer that cannot be had is named as missing.
 """
 
 from __future__ import annotations
@@ -35,14 +36,16 @@ _LIBRARIES = ("raymill", "numpy", "tokenizers", "safetensors", "ray", "uvicorn",
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = command.parser("benchmarks.serving", __doc__, WORKS, "fewer rounds").parse_args(arguments)
+    parser = command.parser("benchmarks.serving", __doc__, WORKS, "fewer rounds")
+    parser.add_argument("--threads", type=int, default=2, help="of every engine; 1: rates by CPU seconds, on one core")
+    options = parser.parse_args(arguments)
 
     def prepare(ready: Peers) -> command.Work:
         vllm = peers.ensure(options.cache, VLLM_PINS)
         ready.versions.update(vllm.versions)
 
         def work(name: str, folder: Path) -> tuple[list[Row], str]:
-            return WORKS[name](Bench(ready, vllm, options.cache, folder, options.quick)), ""
+            return WORKS[name](Bench(ready, vllm, options.cache, folder, options.quick, options.threads)), ""
 
         return work
 

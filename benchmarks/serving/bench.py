@@ -16,7 +16,6 @@ from benchmarks.turns import Talk
 
 SIDES = Path(__file__).parent / "sides"
 _ROOT = Path(__file__).parents[2]
-THREADS = 2
 
 TORCH = ("torch==2.13.0",)
 """Installed before every peer and moved by none: any other version would bring gigabytes of CUDA. For an installation
@@ -43,6 +42,17 @@ class Bench:
     work: Path
     """A folder of this run, removed at its end."""
     quick: bool
+    threads: int = 2
+    """Of every engine. With 1 all share the last core and rates are by CPU seconds."""
+
+    @property
+    def unit(self) -> str:
+        return "tokens/s" if self.threads > 1 else "tokens/CPU-s"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of every side."""
+        return ENVIRONMENT | {f"{name}_NUM_THREADS": str(self.threads) for name in ("OMP", "MKL", "OPENBLAS")}
 
     def model(self, shape: Shape) -> Model:
         return Model(self.cache, shape)
@@ -75,6 +85,4 @@ ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join(each for each in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if each),
     "HF_HUB_OFFLINE": "1",
     "CUDA_VISIBLE_DEVICES": "",
-    **{f"{name}_NUM_THREADS": str(THREADS) for name in ("OMP", "MKL", "OPENBLAS")},
 }
-"""Of every side: two threads, as the table says."""

@@ -1,7 +1,7 @@
-"""The rows of tokens per second: every engine on the same weights, two threads, one engine at a time on both cores.
+"""The rows of tokens per second: every engine on the same weights, one engine at a time on both cores.
 
 Sides stay, each in a process of its own; a turn of a side is each kind of work once, so a round is a few seconds of every
-engine in the same minutes. Rates are by the clock: two threads that wait for each other are not counted by CPU seconds.
+engine in the same minutes. Two threads are timed by the clock: while one waits for the other, CPU seconds say nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Side, error_line, say
-from benchmarks.serving.bench import ENVIRONMENT, Bench, failures, flags
+from benchmarks.serving.bench import Bench, failures, flags
 from benchmarks.serving.models import LARGE, SMALL, Shape
 from benchmarks.table import OURS, Row
 from benchmarks.turns import Talk, play
@@ -42,7 +42,9 @@ def small(bench: Bench) -> list[Row]:
 def engine_sides(bench: Bench, shape: Shape, works: tuple[str, ...]) -> tuple[list[Side], dict[str, str]]:
     """Every engine that can be had, ours first, and why the others cannot."""
     model = bench.model(shape)
-    common = flags(works=",".join(works), vocab_size=shape.vocab_size, prefill_tokens=PREFILL_TOKENS)
+    common = flags(
+        works=",".join(works), vocab_size=shape.vocab_size, prefill_tokens=PREFILL_TOKENS, threads=bench.threads
+    )
 
     def side(name: str, script: str, folder: Path, peer: str | None = None) -> Side:
         return bench.side(name, script, "--model", folder, *common, peer=peer)
@@ -79,18 +81,18 @@ class PeerError(Exception):
 def _rows(bench: Bench, shape: Shape, rounds: int) -> list[Row]:
     works = (*DECODES, PREFILL)
     sides, missing = engine_sides(bench, shape, works)
-    talks = play(sides, rounds, _told, _LIMIT_S, ENVIRONMENT)
+    talks = play(sides, rounds, _told, _LIMIT_S, bench.environment)
     rows = []
     for number, (name, (work, peers)) in enumerate(ROWS.items()):
         ours = INT4 if "int4" in name else OURS
         chosen = [each for each in (*talks, *missing) if each not in (OURS, INT4) and (peers is None or each in peers)]
-        rows.append(_row(name.format(shape.name), work, talks, ours, chosen))
+        rows.append(_row(name.format(shape.name), work, talks, ours, chosen, bench.unit))
         if number == 0:  # once is enough
             rows[-1] = _with_notes(rows[-1], failures(talks, missing))
     return rows
 
 
-def _row(name: str, work: str, talks: Mapping[str, Talk], ours: str, peers: list[str]) -> Row:
+def _row(name: str, work: str, talks: Mapping[str, Talk], ours: str, peers: list[str], unit: str) -> Row:
     def rate(turn: Mapping[str, Any]) -> float:
         return float(turn[work]["rate"])
 
@@ -102,9 +104,7 @@ def _row(name: str, work: str, talks: Mapping[str, Talk], ours: str, peers: list
     if work in ("8", "32") and INT4 in talks and (other := talks[INT4].median(rate)) is not None:
         notes.append(f"int4 {other:,.0f}")
     values = {peer: talks[peer].median(rate) if peer in talks else None for peer in peers}
-    return Row(
-        name, "tokens/s", talk.median(rate), values, talk.spread(rate), rounds=len(talk.turns), note="; ".join(notes)
-    )
+    return Row(name, unit, talk.median(rate), values, talk.spread(rate), rounds=len(talk.turns), note="; ".join(notes))
 
 
 def _with_notes(row: Row, notes: list[str]) -> Row:
@@ -112,7 +112,7 @@ def _with_notes(row: Row, notes: list[str]) -> Row:
 
 
 def _told(turn: Mapping[str, Any]) -> str:
-    return ", ".join(f"{work} {figures['rate']:,.0f}" for work, figures in turn.items()) + " tokens/s"
+    return ", ".join(f"{work} {figures['rate']:,.0f}" for work, figures in turn.items()) + " tokens a second"
 
 
 def _onnx(bench: Bench, shape: Shape) -> Path:

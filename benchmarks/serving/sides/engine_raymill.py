@@ -5,11 +5,11 @@ alone. Ray is imported first, as it is in a replica, so that what the process ho
 """
 
 import itertools
-import time
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
+import timing
 from timing import PREFILL, Prompts, Work, serve
 
 _SLOTS = 32
@@ -27,9 +27,9 @@ class Watch:
         return getattr(self._step, name)
 
     def __call__(self, chunks: Sequence[Any], table: Any) -> Any:
-        began = time.perf_counter()
+        began = timing.now()
         output = self._step(chunks, table)
-        self.calls.append((began, time.perf_counter(), [len(chunk.ids) for chunk in chunks]))
+        self.calls.append((began, timing.now(), [len(chunk.ids) for chunk in chunks]))
         return output
 
 
@@ -58,7 +58,7 @@ def load(options: Namespace) -> Work:
     def work(name: str) -> dict[str, float]:
         asked = prompts.of(name)
         watch.calls.clear()
-        began = time.perf_counter()
+        began = timing.now()
         new_tokens = 1 if name == PREFILL else options.new_tokens
         requests = [Request(str(next(numbers)), tuple(ids), new_tokens, Sampling(temperature=0.0)) for ids in asked]
         streams = [engine.submit(request) for request in requests]
@@ -68,7 +68,7 @@ def load(options: Namespace) -> Work:
         if name == PREFILL:
             first = watch.calls[0]
             return {
-                "rate": len(asked[0]) / (time.perf_counter() - began),
+                "rate": len(asked[0]) / (timing.now() - began),
                 "step_rate": len(asked[0]) / (first[1] - first[0]),
             }
         return decode_rates(watch.calls, len(asked))

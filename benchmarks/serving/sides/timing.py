@@ -7,7 +7,8 @@ engine and gives a `Work`, what one turn of one kind does:
                 until the first has its last, so that all B are in every step. Tokens over seconds
     prefill     one prompt of `--prefill-tokens`, until its first token. Its tokens over seconds
 
-A turn does each of `--works` once. Standard library only: what a process holds before it has an engine is Python's.
+A turn does each of `--works` once. Seconds are the clock's; with one thread they are CPU seconds of the process, which a
+busy machine changes least. Standard library only: what a process holds before it has an engine is Python's.
 """
 
 import argparse
@@ -21,13 +22,19 @@ from pathlib import Path
 from typing import Any
 
 PREFILL = "prefill"
+now = time.perf_counter
+"""Seconds, on the clock that `serve` takes."""
 Work = Callable[[str], dict[str, float]]
 """From the name of a kind ("8", "prefill") to its figures; "rate" is among them."""
 
 
 def serve(load: Callable[[argparse.Namespace], Work], before: Callable[[], None] = lambda: None) -> None:
     """`before` imports what is not the engine's to hold."""
+    global now
     options = read_options()
+    if options.threads == 1:
+        now = time.process_time
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints goes to stderr
     before()
@@ -37,9 +44,9 @@ def serve(load: Callable[[argparse.Namespace], Work], before: Callable[[], None]
         channel.flush()
 
     bare = resident_bytes("VmRSS")
-    began = time.perf_counter()
+    began = time.monotonic()
     work = load(options)
-    load_s = time.perf_counter() - began
+    load_s = time.monotonic() - began
     loaded = resident_bytes("VmRSS")
     work(options.works[-1])  # what is made on first use
     say({"bare_bytes": bare, "loaded_bytes": loaded, "load_s": load_s})
@@ -91,12 +98,12 @@ class Counts:
         """How many tokens each sequence has got now. False when the turn is over: the first sequence is at its end."""
         for sequence, count in made.items():
             self._made[sequence] += count
-        now = time.perf_counter(), sum(self._made)
+        at = now(), sum(self._made)
         if self._from is None and min(self._made) > 0:
-            self._from = now
+            self._from = at
         if max(self._made) < self._new_tokens:
             return True
-        self._until = now
+        self._until = at
         return False
 
     @property
@@ -108,16 +115,16 @@ class Counts:
 def loop(sequences: int, new_tokens: int, first: Callable[[], None], step: Callable[[], None]) -> dict[str, float]:
     """The rate of an engine whose `first` feeds all prompts and whose `step` gives each sequence one token more."""
     first()
-    began = time.perf_counter()
+    began = now()
     for _ in range(new_tokens - 1):
         step()
-    return {"rate": sequences * (new_tokens - 1) / (time.perf_counter() - began)}
+    return {"rate": sequences * (new_tokens - 1) / (now() - began)}
 
 
 def timed_prefill(tokens: int, first: Callable[[], object]) -> dict[str, float]:
-    began = time.perf_counter()
+    began = now()
     first()
-    return {"rate": tokens / (time.perf_counter() - began)}
+    return {"rate": tokens / (now() - began)}
 
 
 def resident_bytes(name: str) -> int:
