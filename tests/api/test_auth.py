@@ -11,7 +11,7 @@ ASKED = [
     "/",
     "/docs",
     "/v1",
-    "/v1/embeddings",
+    "/v1/nothing",
     "/admin",
     "/metrics/",
     "/health/x",

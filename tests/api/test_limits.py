@@ -1,13 +1,22 @@
 """Every limit, every refusal: the status, OpenAI's shape, the field's name, and nothing left behind."""
 
+import gc
 import json
 import socket
 import time
+import tracemalloc
 from contextlib import suppress
 
 import pytest
 
-COMPLETION, CHAT = "/v1/completions", "/v1/chat/completions"
+from raymill.api.chat_requests import ChatRequest
+from raymill.api.completion_requests import CompletionRequest
+from raymill.api.embeddings import EmbeddingRequest
+from raymill.api.schema import parse
+from raymill.errors import RequestError
+
+COMPLETION, CHAT, EMBEDDINGS = "/v1/completions", "/v1/chat/completions", "/v1/embeddings"
+BODIES = {COMPLETION: CompletionRequest, CHAT: ChatRequest, EMBEDDINGS: EmbeddingRequest}
 SHAPE = {"message", "type", "param", "code"}
 
 
@@ -18,121 +27,249 @@ def refusal(response, status):
     return error
 
 
+def body_of(path, **changes):
+    own = {COMPLETION: {"prompt": "x"}, CHAT: {"messages": [user("x")]}, EMBEDDINGS: {"input": "x"}}[path]
+    return {"model": "tiny", **own, **changes}
+
+
 def post(served, path=COMPLETION, **changes):
-    base = {"model": "tiny", "prompt": "x"} if path == COMPLETION else {"model": "tiny", "messages": [user("x")]}
     with served.http() as http:
-        return http.post(path, content=json.dumps({**base, **changes}))
+        return http.post(path, content=json.dumps(body_of(path, **changes)))
 
 
 def user(content):
     return {"role": "user", "content": content}
 
 
-@pytest.mark.parametrize("path", [COMPLETION, CHAT])
-@pytest.mark.parametrize(
-    "field,value",
-    [
-        ("n", 0),
-        ("n", 5),
-        ("n", 2**63),
-        ("n", True),
-        ("max_tokens", 0),
-        ("max_tokens", -1),
-        ("max_tokens", 129),
-        ("max_tokens", 2**63),
-        ("max_tokens", 10**400),
-        ("max_tokens", "5"),
-        ("max_tokens", 1.5),
-        ("temperature", -0.1),
-        ("temperature", 2.1),
-        ("temperature", "hot"),
-        ("temperature", 10**400),
-        ("top_p", -0.1),
-        ("top_p", 1.1),
-        ("top_k", 0),
-        ("seed", 2**63),
-        ("seed", 0.5),
-        ("stop", ""),
-        ("stop", "x" * 65),
-        ("stop", ["a"] * 5),
-        ("stop", ["a"] * 10_000),
-        ("stop", [["a"]]),
-        ("stop", 7),
-        ("stream", "yes"),
-        ("stream_options", {"include_usage": True}),
-        ("user", "u" * 257),
-        ("logit_bias", {"1": 100}),
-        ("presence_penalty", 1),
-        ("frequency_penalty", -1),
-        ("logprobs", True),
-        ("frobnicate", 1),
-        ("a" * 2000, 1),
+BOTH = {
+    "n": [0, -1, 17, 2**31, 2**63, 2**64, 10**30, True, 1.5, "1", [1], {}],
+    "temperature": [-0.1, 2.1, 1e300, "hot", True, [0], {}],
+    "top_p": [-0.1, 1.1, "1", True],
+    "top_k": [0, -1, 2**31, 2**63, 0.5, True],
+    "min_p": [-0.1, 1.1, "0", True],
+    "presence_penalty": [-2.1, 2.1, "1", True],
+    "frequency_penalty": [-2.1, 2.1, "1", True],
+    "repetition_penalty": [0, -1, 2.1, "1", True],
+    "logit_bias": [
+        [],
+        7,
+        {"300": 1},
+        {"-1": 1},
+        {"01": 1},
+        {"x": 1},
+        {"\u0661": 1},
+        {"9" * 30: 1},
+        {"1": 101},
+        {"1": -101},
+        {"1": "1"},
+        {"1": True},
+        {str(n): 1 for n in range(301)},
+        {str(n): "x" for n in range(5000)},
     ],
-)
-def test_a_parameter_out_of_bounds_is_400_by_its_name(served, path, field, value):
-    began = time.monotonic()
-    error = refusal(post(served, path, **{field: value}), 400)
-    assert error["param"] in (field[:256], None) and (error["param"] or value == 10**400)
-    assert len(error["message"]) < 1000
-    assert time.monotonic() - began < 1
-
-
-@pytest.mark.parametrize(
-    "field,value",
-    [("echo", True), ("best_of", 2), ("suffix", "end"), ("logprobs", 0), ("logprobs", 5)],
-)
-def test_fields_of_completions_we_do_not_have_are_named(served, field, value):
-    assert refusal(post(served, **{field: value}), 400)["param"] == field
-
-
-@pytest.mark.parametrize(
-    "field,value",
-    [
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "auto"),
-        ("response_format", {"type": "json_object"}),
-        ("top_logprobs", 3),
-        ("functions", [{}]),
-        ("modalities", ["audio"]),
-        ("audio", {}),
-        ("store", True),
-        ("prediction", {}),
-        ("reasoning_effort", "high"),
-        ("max_completion_tokens", 0),
-        ("messages", []),
-        ("messages", [user("x")] * 257),
-        ("messages", "hello"),
-        ("messages", [{"role": "tool", "content": "x"}]),
-        ("messages", [{"role": "user"}]),
-        ("messages", [user(None)]),
-        ("messages", [user([{"type": "image_url", "image_url": "file:///etc/passwd"}])]),
-        ("messages", [{**user("x"), "name": "eve"}]),
-        ("messages", [user("y " * 400)]),
-        ("messages", [user("x" * 5000)]),
+    "seed": [2**63, -(2**63) - 1, 0.5, "7", True],
+    "stop": ["", "x" * 65, ["a"] * 5, ["a"] * 10_000, [7] * 10_000, [["a"]], [None], 7, True, {}],
+    "stream": ["yes", 1, []],
+    "stream_options": [{"include_usage": True}, {"x": 1}, [], 1, {"include_usage": None}],
+    "user": ["u" * 257, 7],
+    "safety_identifier": ["u" * 257],
+    "prompt_cache_key": ["u" * 257],
+    "max_tokens": [-1, 128, 129, 2**63, 2**64, "5", 1.5, True, []],
+    "frobnicate": [1, None, {}],
+    "a" * 2000: [1],
+}
+TEXT = {
+    "prompt": [
+        ["a", [1]],
+        [[1], "a"],
+        [[1], []],
+        [],
+        [1.5],
+        [True],
+        [300],
+        [-1],
+        [2**40],
+        [2**64],
+        [[[1]]],
+        [None],
+        ["a"] * 257,
+        [[1]] * 257,
+        {"a": 1},
+        None,
+        7,
+        "y " * 400,
+        "x" * 5000,
+        [1] * 128,
+        [1] * 20_000,
+        ["ok", "y " * 400],
     ],
-)
-def test_what_chat_does_not_take_is_named(served, field, value):
-    assert refusal(post(served, CHAT, **{field: value}), 400)["param"] == field
+    "logprobs": [-1, 6, 2**63, True, 1.5, "1"],
+    "echo": [1, "yes"],
+    "best_of": [0, 2, 17, True],
+    "suffix": ["end"],
+    "tools": [[]],
+    "messages": [[]],
+}
+TALK = {
+    "max_tokens": [0],
+    "max_completion_tokens": [0, 128, 2**63, True],
+    "logprobs": [0, 5, "yes"],
+    "top_logprobs": [3, -1, 21, 2**63, True],
+    "tools": [[{"type": "function"}]],
+    "tool_choice": ["auto"],
+    "functions": [[{}]],
+    "modalities": [["audio"]],
+    "audio": [{}],
+    "store": [True],
+    "prediction": [{}],
+    "reasoning_effort": ["high"],
+    "parallel_tool_calls": [1],
+    "echo": [True],
+    "response_format": [
+        {},
+        [],
+        "json",
+        {"type": "xml"},
+        {"type": "json_schema"},
+        {"type": "json_object", "json_schema": {"name": "x", "schema": {}}},
+        {"type": "json_schema", "json_schema": {}},
+        {"type": "json_schema", "json_schema": {"name": "two words", "schema": {}}},
+        {"type": "json_schema", "json_schema": {"name": "x" * 65, "schema": {}}},
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"unheard": 1}}},
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "text"}}},
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"pattern": "(a{500}){500}"}}},
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": [0] * 2000}}},
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": [], "strict": 1}},
+        {str(n): 1 for n in range(5000)},
+    ],
+    "messages": [
+        [],
+        [{"role": "user", "content": "x"}] * 257,
+        [7] * 10_000,
+        "hello",
+        None,
+        [{"role": "tool", "content": "x"}],
+        [{"role": "user"}],
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": "file:///etc/passwd"}]}],
+        [{"role": "user", "content": [{"type": "text", "text": "x"}] * 257}],
+        [{"role": "user", "content": "x", "name": "eve"}],
+        [{"role": "user", "content": "x", **{str(n): 1 for n in range(5000)}}],
+        [{"role": "user", "content": "y " * 400}],
+        [{"role": "user", "content": "x" * 5000}],
+    ],
+}
+VECTORS = {
+    "input": [*(value for value in TEXT["prompt"] if value != [1] * 128), [1] * 129, "", [""]],
+    "encoding_format": ["hex", 1],
+    "dimensions": [0, 7, 9, 2**63, True, "8"],
+    "user": ["u" * 257],
+    "temperature": [0],
+}
+CASES = [
+    *((COMPLETION, field, value) for field, values in {**BOTH, **TEXT}.items() for value in values),
+    *((CHAT, field, value) for field, values in BOTH.items() for value in values),
+    *((CHAT, field, value) for field, values in TALK.items() for value in values),
+    *((EMBEDDINGS, field, value) for field, values in VECTORS.items() for value in values),
+]
+
+
+@pytest.fixture(scope="module")
+def http(served):
+    with served.http() as client:
+        yield client
+
+
+@pytest.mark.parametrize("path,field,value", CASES, ids=lambda part: str(part)[:30])
+def test_a_parameter_out_of_bounds_is_400_by_its_name(http, path, field, value):
+    error = refusal(http.post(path, content=json.dumps(body_of(path, **{field: value}))), 400)
+    assert error["param"] == field[:256]
+    assert 10 < len(error["message"]) < 1000
 
 
 @pytest.mark.parametrize(
-    "prompt",
-    [["a", "b"], [[1], [2]], [1.5], [True], [300], [-1], [2**40], {"a": 1}, None, 7, "y " * 400, "x" * 5000, [1] * 128],
+    "path,field,value,limit",
+    [
+        (COMPLETION, "n", 17, "from 1 to 16"),
+        (COMPLETION, "n", 2**64, "from 1 to 16"),
+        (COMPLETION, "n", True, "from 1 to 16"),
+        (CHAT, "temperature", 3, "from 0 to 2"),
+        (CHAT, "repetition_penalty", 0, "above 0 to 2"),
+        (CHAT, "top_logprobs", 21, "from 0 to 20"),
+        (CHAT, "stop", ["a"] * 100_000, "at most 4"),
+        (COMPLETION, "stop", "x" * 65, "1 to 64 characters"),
+        (COMPLETION, "logit_bias", {str(n): 1 for n in range(301)}, "at most 300"),
+        (COMPLETION, "logit_bias", {"300": 1}, "0 to 270"),
+        (COMPLETION, "prompt", ["a"] * 257, "at most 256"),
+        (COMPLETION, "prompt", [300], "0..270"),
+        (COMPLETION, "max_tokens", 128, "at most 127"),
+        (COMPLETION, "prompt", "x" * 5000, "limit is 4096"),
+        (CHAT, "messages", [{"role": "user", "content": "x"}] * 257, "at most 256"),
+        (EMBEDDINGS, "dimensions", 9, "set it to 8"),
+        (CHAT, "max_completion_tokens", 2**63, "from 1 to 2147483647"),
+    ],
+    ids=lambda part: str(part)[:30],
 )
-def test_a_prompt_that_cannot_be_is_refused(served, prompt):
-    assert refusal(post(served, prompt=prompt), 400)["param"] == "prompt"
+def test_the_refusal_says_the_limit(served, path, field, value, limit):
+    body = json.dumps(body_of(path, **{field: value}))
+    if len(body) > 60_000:  # more than this server reads
+        with pytest.raises(RequestError, match=limit):
+            parse(BODIES[path], body.encode())
+        return
+    with served.http() as http:
+        assert limit in refusal(http.post(path, content=body), 400)["message"]
+
+
+BOMBS = [
+    (COMPLETION, b'{"model": "tiny", "stop": [' + b"7," * 120_000 + b"7]}"),
+    (COMPLETION, b'{"model": "tiny", "prompt": [' + b"1," * 120_000 + b"-1]}"),
+    (COMPLETION, b'{"model": "tiny", "prompt": [' + b'["x"],' * 40_000 + b"[]]}"),
+    (COMPLETION, b'{"model": "tiny", "logit_bias": {' + b",".join(b'"%d":"x"' % n for n in range(20_000)) + b"}}"),
+    (COMPLETION, b'{"model": "tiny", ' + b",".join(b'"%d":1' % n for n in range(25_000)) + b"}"),
+    (CHAT, b'{"model": "tiny", "messages": [' + b"[]," * 80_000 + b"[]]}"),
+    (CHAT, b'{"model": "tiny", "messages": [{' + b",".join(b'"%d":1' % n for n in range(25_000)) + b"}]}"),
+    (CHAT, b'{"model": "tiny", "messages": [{"role": "user", "content": [' + b"{}," * 80_000 + b"{}]}]}"),
+    (CHAT, b'{"model": "tiny", "response_format": {"json_schema": {' + b",".join(b'"%d":1' % n for n in range(20_000)) + b"}}}"),
+    (CHAT, b'{"model": "tiny", "messages": ' + b"[" * 120_000 + b"]" * 120_000 + b"}"),
+    (CHAT, b'{"model": "tiny", "messages": ' + b"[" * 900 + b"]" * 900 + b"}"),
+    (CHAT, b'{"model": "tiny", "max_tokens": ' + b"9" * 240_000 + b"}"),
+    (EMBEDDINGS, b'{"model": "tiny", "input": [' + b'"",' * 80_000 + b'""]}'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path,body", BOMBS, ids=[f"{path}-{body[17:60]!r}" for path, body in BOMBS])
+def test_a_bomb_is_refused_in_50_ms_and_10_mb(path, body):
+    assert 100 < len(body) <= 256 * 1024
+    gc.collect()
+    gc.freeze()  # as a replica does: else the collector walks all that the test session has loaded
+    times = []
+    for _ in range(2):  # the first pays for what is compiled once
+        began = time.process_time()
+        with pytest.raises(RequestError) as refused:
+            parse(BODIES[path], body)
+        times.append(time.process_time() - began)
+        assert refused.value.status == 400 and len(str(refused.value)) < 1000
+    gc.unfreeze()
+    assert min(times) < 0.05
+    tracemalloc.start()
+    with pytest.raises(RequestError):
+        parse(BODIES[path], body)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
 
 
 def test_values_that_ask_for_nothing_are_accepted(served):
     quiet = {"presence_penalty": 0.0, "frequency_penalty": 0, "logit_bias": {}, "user": "me", "stop": None, "n": None}
-    assert post(served, **quiet, echo=False, best_of=1, suffix=None, logprobs=None).status_code == 200
+    assert post(served, **quiet, echo=False, best_of=1, suffix="", logprobs=None).status_code == 200
     assert post(served, CHAT, **quiet, tools=[], response_format={"type": "text"}, store=False).status_code == 200
 
 
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"[" * 60_000, b'{"a":' * 12_000, b'{"temperature": NaN}',
-     b'{"model": "tiny", "prompt": "x", "temperature": Infinity}', b'{"model": "tiny", "prompt": "\\ud800"}'],
+     b'{"model": "tiny", "prompt": "x", "temperature": Infinity}', b'{"model": "tiny", "prompt": "\\ud800"}',
+     b'{"model": "tiny", "prompt": "\xff"}', b'{"model": "tiny", "prompt": "x", "temperature": 1e400}',
+     b'{"model": "tiny", "prompt": "x", "logit_bias": {"1": NaN}}', b'{"model": "tiny", "prompt": "x"} {}'],
 )  # fmt: skip
 def test_a_body_that_is_no_json_object_is_400(served, body):
     with served.http() as http:
@@ -182,13 +319,34 @@ def test_a_body_that_never_ends_is_408(served, framing):
         assert set(error) == SHAPE and "within 1 s" in error["message"]
 
 
+@pytest.mark.parametrize("path", [COMPLETION, CHAT, EMBEDDINGS])
+@pytest.mark.parametrize(
+    "kind",
+    ["text/plain", "application/xml", "multipart/form-data; boundary=x", "application/json; charset=latin-1", ""],
+)
+def test_a_body_that_is_said_not_to_be_json_is_415(served, path, kind):
+    with served.http() as http:
+        response = http.post(path, content=json.dumps(body_of(path)), headers={"Content-Type": kind})
+        assert "application/json" in refusal(response, 415)["message"]
+        good = {"Content-Type": "Application/JSON; charset=UTF-8"}
+        assert http.post(path, content=json.dumps(body_of(path)), headers=good).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/v1/models/tiny", "/openapi.json"])
+def test_head_answers_as_get_without_a_body(served, path):
+    with served.http() as http:
+        head, get = http.head(path), http.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(get.content)) and head.headers["content-type"]
+
+
 @pytest.mark.parametrize(
     "method,path,status",
     [
         ("GET", "/v1/nothing", 404),
         ("GET", "/", 404),
         ("GET", "/docs", 404),
-        ("GET", "/openapi.json", 404),
+        ("POST", "/openapi.json", 405),
         ("GET", "/v1/models/../../etc/passwd", 404),
         ("GET", "/v1/models/other", 404),
         ("GET", "/v1/models/", 404),

@@ -60,7 +60,7 @@ def test_the_openai_package_works_unchanged(served):
         with pytest.raises(openai.NotFoundError):
             client.models.retrieve("other")
         with pytest.raises(openai.BadRequestError) as refused:
-            client.completions.create(model="tiny", prompt="x", logprobs=3)
+            client.completions.create(model="tiny", prompt="x", logprobs=6)
         assert refused.value.param == "logprobs"
 
 

@@ -17,10 +17,12 @@ from raymill.errors import RequestError
 POLICY: dict[str, Role | None] = {
     "/health": None,
     "/metrics": "metrics",
+    "/openapi.json": "client",
     "/v1/models": "client",
     "/v1/models/{id}": "client",
     "/v1/completions": "client",
     "/v1/chat/completions": "client",
+    "/v1/embeddings": "client",
 }
 """The role a route asks for; None is open to everyone."""
 _POLICY_VIOLATION = 1008

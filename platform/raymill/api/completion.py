@@ -1,51 +1,35 @@
 """A parsed request through the engine and back: one JSON answer, or server-sent events as the text is made.
 
-When the client goes away, at any moment, or the request takes too long, every choice of it is aborted and its slots are
-free. A stream that took too long ends with an error event, where its client still reads. Text that is
-ready is written together: one event at most every `stream_interval_ms`, but the first token at once.
+A request may ask for many completions (n of each prompt). At most as many as the engine has slots are in it at once, the
+others enter as those end; if the first ones do not all fit into its queue, the request is refused whole (429). When the
+client goes away, at any moment, or the request takes too long, every completion of it is aborted and its slots are free.
+Text that is ready is written together: one event at most every `stream_interval_ms`, but the first token at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import orjson
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
-from raymill.api.responses import error_body
-from raymill.api.schema import ChatRequest, CompletionRequest
+from raymill.api.choices import Choice
+from raymill.api.events import DONE, error_event
 from raymill.errors import RequestError
+from raymill.inference.limits import check_request
 from raymill.inference.requests import Engine, Request, TokenEvent
-from raymill.inference.sampling import Sampling
 from raymill.inference.stream import Stream
 
 T = TypeVar("T")
-DONE = b"data: [DONE]\n\n"
-_LAST_WORD_S = 1.0
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What the model continues."""
-
-    ids: tuple[int, ...]
-    stop_ids: frozenset[int]
-    field: str
-    """The field it came from, for errors."""
-    default_max_tokens: int
-    """Tokens of a completion whose request does not say."""
+_RETRY_S = 0.02
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one request."""
+    """Tokens of one request; a prompt counts once, however often it is continued."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -59,216 +43,154 @@ class Usage:
         }
 
 
-class Completion:
-    """One request in the engine: n choices of one prompt. `close` it whatever happens."""
+@dataclass(frozen=True)
+class Asked:
+    """One choice: what the engine is asked for, and how its answer is written."""
 
-    def __init__(self, engine: Engine, request: CompletionRequest | ChatRequest, prompt: Prompt) -> None:
-        self._engine = engine
-        self._chat = isinstance(request, ChatRequest)
-        self._model = request.model
-        self._prompt = prompt
-        self.id = f"{'chatcmpl' if self._chat else 'cmpl'}-{secrets.token_hex(12)}"
-        self._created = int(time.time())
-        self._usage_wanted = bool(request.stream_options and request.stream_options.include_usage)
-        self._tokens = 0
-        self.failed = False
-        self._streams: list[Stream] = []
+    request: Request
+    choice: Choice
+
+
+@dataclass(frozen=True)
+class Head:
+    """What an answer and all its events begin with."""
+
+    completion_id: str
+    model: str
+
+
+class Completion:
+    """All choices of one request, in the engine. `close` it whatever happens."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        head: Head,
+        asked: Sequence[Asked],
+        prompt_tokens: int,
+        *,
+        stream_usage: bool,
+        on_first: Callable[[], None],
+    ) -> None:
+        """RequestError where one of them is outside the model's limits or the first do not fit. stream_usage: a stream ends
+        with the token counts. on_first: told when the first token is there."""
+        self._engine, self._asked, self._stream_usage, self._on_first = engine, asked, stream_usage, on_first
+        self._prompt_tokens, self._tokens = prompt_tokens, 0
+        self._head = {"id": head.completion_id, "object": "", "created": int(time.time()), "model": head.model}
+        self.failed = self._begun = False
+        self._streams: dict[int, Stream] = {}
+        for each in asked:
+            check_request(each.request, engine.max_seq_len, engine.vocab_size)
+        self._at_once = max(1, engine.stats().num_slots)
         try:
-            for each in _choices(self.id, request, prompt, engine.max_seq_len):
-                self._streams.append(engine.submit(each))
-        except RequestError as error:
+            for number, each in enumerate(asked[: self._at_once]):
+                self._streams[number] = engine.submit(each.request)
+        except RequestError:
             self.close()
-            if error.field == "prompt":
-                error.field = prompt.field
             raise
 
     @property
     def usage(self) -> Usage:
-        return Usage(len(self._prompt.ids), self._tokens)
+        return Usage(self._prompt_tokens, self._tokens)
 
     def close(self) -> None:
         """Frees the slots of choices that are not done."""
-        for index in range(len(self._streams)):
-            self._engine.abort(f"{self.id}-{index}")
+        for number in self._streams:
+            self._engine.abort(self._asked[number].request.id)
 
-    async def answer(self, on_first: Callable[[], None]) -> dict[str, Any]:
+    async def answer(self) -> dict[str, Any]:
         """The whole answer. RequestError 500 or 503 when the engine gave up on it."""
-        choices = []
-        for index, stream in enumerate(self._streams):
-            text, reason = self._join(await stream.finished())
-            if index == 0:
-                on_first()
-            self._check(reason)
-            choices.append(self._choice(index, text, reason, whole=True))
-        return {**self._head("chat.completion"), "choices": choices, "usage": self.usage.body()}
+        choices: list[dict[str, Any]] = [{}] * len(self._asked)
+        async for number, events in self._merged(None):
+            self._count(events)
+            choices[number] = self._asked[number].choice.whole(events)
+        head = {**self._head, "object": self._asked[0].choice.WHOLE}
+        return {**head, "choices": choices, "usage": self.usage.body()}
 
-    async def events(self, every_s: float, on_first: Callable[[], None]) -> AsyncIterator[bytes]:
+    async def events(self, every_s: float) -> AsyncIterator[bytes]:
         """The answer as server-sent events, ending with [DONE]; an error is an event too."""
-        begun: set[int] = set()
+        self._head["object"] = self._asked[0].choice.PART
         try:
-            async for index, batch in _merged(self._streams, every_s):
-                if not begun:
-                    on_first()
-                text, reason = self._join(batch)
-                self._check(reason)
-                if text or reason or index not in begun:
-                    choice = self._choice(index, text, reason, whole=False, first=index not in begun)
-                    yield self._event([choice])
-                begun.add(index)
-            if self._usage_wanted:
-                yield self._event([], self.usage)
+            async for number, events in self._merged(every_s):
+                self._count(events)
+                choice = self._asked[number].choice.part(events)
+                if choice is not None:
+                    yield self._event([choice], None)
+            if self._stream_usage:
+                yield self._event([], self.usage.body())
         except RequestError as error:
-            yield _error_event(error)
+            yield error_event(error)
         yield DONE
 
-    def _join(self, batch: Sequence[TokenEvent]) -> tuple[str, str | None]:
-        reason = batch[-1].finish_reason
-        # The last event of an engine that gave up is no token.
-        self._tokens += len(batch) - (reason in ("abort", "error"))
-        return "".join(event.text for event in batch), reason
-
-    def _check(self, reason: str | None) -> None:
-        if reason == "error":
-            self.failed = True
-            raise RequestError("the model failed on this request", status=500, fix="send it again")
-        if reason == "abort":
-            raise RequestError("this replica is shutting down", status=503, fix="send the request again")
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        name = kind if self._chat else "text_completion"
-        return {"id": self.id, "object": name, "created": self._created, "model": self._model}
-
-    def _event(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> bytes:
-        body = {**self._head("chat.completion.chunk"), "choices": choices}
-        if self._usage_wanted:
-            body["usage"] = usage.body() if usage else None
+    def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> bytes:
+        body = {**self._head, "choices": choices}
+        if self._stream_usage:
+            body["usage"] = usage
         return b"data: " + orjson.dumps(body) + b"\n\n"
 
-    def _choice(self, index: int, text: str, reason: str | None, *, whole: bool, first: bool = False) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": reason}
-        if not self._chat:
-            choice["text"] = text
-        elif whole:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-        else:
-            role = {"role": "assistant"} if first else {}
-            choice["delta"] = {**role, "content": text} if text or first else role
-        return choice
+    def _count(self, events: Sequence[TokenEvent]) -> None:
+        last = events[-1]
+        if not self._begun:
+            self._begun = True
+            self._on_first()
+        self._tokens += len(events) - (not last.counts)
+        if last.finish_reason == "error":
+            self.failed = True
+            raise RequestError("the model failed on this request", status=500, fix="send it again")
+        if last.finish_reason == "abort":
+            raise RequestError("this replica is shutting down", status=503, fix="send the request again")
 
+    async def _merged(self, every_s: float | None) -> AsyncIterator[tuple[int, list[TokenEvent]]]:
+        """Events of all choices as they come, each with its choice's number; all of a choice together without every_s."""
+        if len(self._asked) == 1:
+            async for events in _batches(self._streams[0], every_s):
+                yield 0, events
+            return
+        queue: asyncio.Queue[tuple[int, list[TokenEvent]] | RequestError] = asyncio.Queue()
 
-class EventStream(Response):
-    """A response of server-sent events that notices when its client goes away, even between two tokens."""
+        async def pump(first: int) -> None:
+            try:
+                for number in range(first, len(self._asked), self._at_once):
+                    async for events in _batches(await self._stream(number), every_s):
+                        queue.put_nowait((number, events))
+            except RequestError as error:
+                queue.put_nowait(error)
 
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[bool], None], timeout_s: float) -> None:
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        del self.headers["content-length"]
-        self._events = events
-        self._on_end = on_end
-        self._timeout_s = timeout_s
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gone, timeout = True, None
+        pumps = [asyncio.ensure_future(pump(first)) for first in self._streams]
         try:
-            gone = await unless_gone(receive, self._send_all(send), self._timeout_s) is None
-        except RequestError as error:
-            gone, timeout = False, error
+            left = len(self._asked)
+            while left:
+                came = await queue.get()
+                if isinstance(came, RequestError):
+                    raise came
+                left -= came[1][-1].finish_reason is not None
+                yield came
         finally:
-            self._on_end(gone)
-        if timeout is not None:
-            with suppress(TimeoutError):  # a client that does not read is why it took so long
-                await asyncio.wait_for(self._send_end(send, timeout), _LAST_WORD_S)
+            for task in pumps:
+                task.cancel()
 
-    async def _send_all(self, send: Send) -> bool:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for event in self._events:
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-        return True
-
-    async def _send_end(self, send: Send, error: RequestError) -> None:
-        await send({"type": "http.response.body", "body": _error_event(error) + DONE})
+    async def _stream(self, number: int) -> Stream:
+        """The stream of a choice, which enters the engine now if it is not there."""
+        if number not in self._streams:
+            request = self._asked[number].request
+            self._streams[number] = await when_there_is_room(lambda: self._engine.submit(request))
+        return self._streams[number]
 
 
-async def unless_gone(receive: Receive, work: Awaitable[T], timeout_s: float) -> T | None:
-    """The result of `work`, or None when the client went away first; `work` is cancelled then.
-
-    RequestError 504 when neither happened in time.
-    """
-    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_until_gone(receive))
-    try:
-        done, _ = await asyncio.wait({working, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if not done:
-            what = f"the completion was not done within {timeout_s:g} s"
-            raise RequestError(what, status=504, fix="ask for fewer tokens, or when the endpoint has less to do")
-        return working.result() if working.done() else None
-    finally:
-        for task in (working, gone):
-            task.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
+async def when_there_is_room(submit: Callable[[], T]) -> T:
+    """What `submit` gives, once the engine's queue is not full."""
+    while True:
+        try:
+            return submit()
+        except RequestError as error:
+            if error.status != 429:
+                raise
+        await asyncio.sleep(_RETRY_S)
 
 
-def _error_event(error: RequestError) -> bytes:
-    return b"data: " + orjson.dumps(error_body(error)) + b"\n\n"
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _merged(streams: Sequence[Stream], every_s: float) -> AsyncIterator[tuple[int, list[TokenEvent]]]:
-    """Batches of several streams as they come, each with its stream's number."""
-    if len(streams) == 1:
-        async for batch in streams[0].batches(every_s):
-            yield 0, batch
+async def _batches(stream: Stream, every_s: float | None) -> AsyncIterator[list[TokenEvent]]:
+    if every_s is None:
+        yield await stream.finished()
         return
-    queue: asyncio.Queue[tuple[int, list[TokenEvent]]] = asyncio.Queue()
-
-    async def pump(index: int, stream: Stream) -> None:
-        async for batch in stream.batches(every_s):
-            queue.put_nowait((index, batch))
-
-    pumps = [asyncio.ensure_future(pump(index, stream)) for index, stream in enumerate(streams)]
-    try:
-        left = len(streams)
-        while left:
-            index, batch = await queue.get()
-            left -= batch[-1].finish_reason is not None
-            yield index, batch
-    finally:
-        for task in pumps:
-            task.cancel()
-
-
-def _choices(
-    completion_id: str, request: CompletionRequest | ChatRequest, prompt: Prompt, max_seq_len: int
-) -> list[Request]:
-    asked = request.max_tokens
-    if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
-        asked = request.max_completion_tokens
-    room = max_seq_len - len(prompt.ids)
-    if room < 1:
-        raise RequestError(
-            f"the prompt has {len(prompt.ids)} tokens; the model takes {max_seq_len}, completion included",
-            field="prompt",
-            fix="shorten the prompt",
-        )
-    seed = secrets.randbits(63) if request.seed is None else request.seed
-    return [
-        Request(
-            id=f"{completion_id}-{index}",
-            prompt_ids=prompt.ids,
-            max_tokens=min(prompt.default_max_tokens, room) if asked is None else asked,
-            sampling=Sampling(
-                temperature=1.0 if request.temperature is None else request.temperature,
-                top_p=1.0 if request.top_p is None else request.top_p,
-                top_k=request.top_k,
-                seed=seed + (index << 64),  # past any seed a request can name: choices never share draws
-            ),
-            stop=tuple(request.stop or ()),
-            stop_ids=prompt.stop_ids,
-        )
-        for index in range(request.n or 1)
-    ]
+    async for events in stream.batches(every_s):
+        yield events

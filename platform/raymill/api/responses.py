@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -22,6 +24,7 @@ _CODES = {
     405: "method_not_allowed",
     408: "body_too_slow",
     413: "body_too_large",
+    415: "unsupported_media_type",
     429: "queue_full",
     500: "internal_error",
     503: "unavailable",
@@ -48,6 +51,19 @@ def error_body(error: RequestError) -> dict[str, Any]:
     return {"error": {"message": f"{error.what}; {error.fix}", "type": kind, "param": error.field, "code": code}}
 
 
+@contextmanager
+def renamed(field: str, name: str) -> Iterator[None]:
+    """A field that the engine refuses is called as the client called it."""
+    try:
+        yield
+    except RequestError as error:
+        if error.field == field:
+            error.field = name
+        raise
+
+
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     # Text of a user can hold half a surrogate pair only before it is decoded; here everything is UTF-8.
-    return Response(orjson.dumps(value), status, headers, media_type="application/json")
+    return Response(
+        orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), status, headers, media_type="application/json"
+    )

@@ -1,18 +1,19 @@
-"""The HTTP API: OpenAI's models, completions and chat completions over an engine, health and metrics.
+"""The HTTP API: OpenAI's models, completions, chat completions and embeddings over an engine, health and metrics.
 
     create_app(engine, tokenizer, settings, keys, metrics) -> ASGI app
 
 A request passes, from outside in: Recorder (metrics), Guard (key and role), BodyLimit, its route. Everything the API
-answers with a status of 400 or more has OpenAI's error shape. There is no page, no schema and no route that is not in
-`auth.POLICY`.
+answers with a status of 400 or more has OpenAI's error shape. There is no page, and no route that is not in `auth.POLICY`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
+import threading
 import time
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Request
 from pydantic import Field
@@ -21,13 +22,22 @@ from starlette.responses import Response
 
 from raymill import __version__
 from raymill.api.auth import Guard
-from raymill.api.completion import Completion, EventStream, Prompt, unless_gone
+from raymill.api.chat_requests import ChatRequest, ResponseFormat
+from raymill.api.completion import Asked, Completion, Head
+from raymill.api.completion_requests import CompletionRequest
+from raymill.api.embeddings import EmbeddingRequest, check_dimensions, embed, embedding_body
+from raymill.api.events import EventStream, unless_gone
 from raymill.api.keys import KeyFile
 from raymill.api.limits import BodyLimit, Recorder
-from raymill.api.responses import error_response, json_response
-from raymill.api.schema import ChatRequest, CompletionRequest, parse
+from raymill.api.logprobs import TokenNames
+from raymill.api.openapi import openapi_document
+from raymill.api.prompts import Model, ask_chat, ask_completions
+from raymill.api.responses import error_response, json_response, renamed
+from raymill.api.schema import Generation, json_body, parse
 from raymill.config import Config
 from raymill.errors import RequestError
+from raymill.inference.grammar import Grammar, Grammars
+from raymill.inference.json_schema import check_schema
 from raymill.inference.requests import Engine, EngineStats
 from raymill.telemetry.metrics import (
     ACTIVE,
@@ -53,8 +63,10 @@ from raymill.tokenizer.training import IM_END
 _CHARS_PER_TOKEN = 32
 """A prompt of more characters than this times the context cannot fit; it is refused before it is encoded."""
 _ENCODE_INLINE_CHARS = 4096
-_DEFAULT_MAX_TOKENS = 16
 _GONE_STATUS = 499
+_SHOWN_NAMES = 8
+_READ = ["GET", "HEAD"]
+T = TypeVar("T")
 
 
 class ApiSettings(Config):
@@ -85,6 +97,11 @@ class Api:
         self._settings = settings
         self._metrics = metrics
         self._created = int(time.time())
+        self._token_names = TokenNames(tokenizer)
+        self._turn_ends = (tokenizer.end_id, tokenizer.special_id(IM_END))
+        self._grammars: Grammars | None = None
+        self._grammars_lock = threading.Lock()
+        self._document = openapi_document(self._names, engine.max_seq_len, engine.vocab_size)
         info = {"model": settings.model_name, "quantization": settings.quantization, "version": __version__}
         metrics.set(MODEL_INFO, 1, **info)
         metrics.set(REPLICAS_WANTED, settings.replicas)
@@ -101,40 +118,64 @@ class Api:
         record_stats(self._metrics, self._engine.stats())
         return Response(self._metrics.render(), media_type=CONTENT_TYPE)
 
+    async def openapi(self) -> Response:
+        return json_response(self._document)
+
     async def models(self) -> Response:
-        return json_response({"object": "list", "data": [self._model()]})
+        return json_response({"object": "list", "data": [self._model(name) for name in self._names]})
 
     async def model(self, model_id: str) -> Response:
-        self._check_model(model_id)
-        return json_response(self._model())
+        self._called(model_id)
+        return json_response(self._model(model_id))
 
     async def completions(self, request: Request) -> Response:
-        asked = parse(CompletionRequest, await request.body())
-        self._check_model(asked.model)
-        ids = asked.prompt
-        if isinstance(ids, str):
-            # An empty prompt is the beginning of a document.
-            text = ids
-            ids = await self._encode(lambda: self._tokenizer.encode(text), len(text), "prompt")
-            ids = ids or [self._tokenizer.end_id]
-        stops = frozenset({self._tokenizer.end_id})
-        return await self._complete(request, asked, Prompt(tuple(ids), stops, "prompt", _DEFAULT_MAX_TOKENS))
+        asked = parse(CompletionRequest, await json_body(request))
+        model = self._called(asked.model)
+        # An empty prompt is the beginning of a document.
+        prompts = [ids or (self._tokenizer.end_id,) for ids in await self._ids(asked.prompt, "prompt")]
+        completion_id = f"cmpl-{secrets.token_hex(12)}"
+        choices = ask_completions(completion_id, asked, prompts, model, frozenset({self._tokenizer.end_id}))
+        return await self._complete(request, asked, Head(completion_id, asked.model), choices, sum(map(len, prompts)))
 
     async def chat(self, request: Request) -> Response:
-        asked = parse(ChatRequest, await request.body())
-        self._check_model(asked.model)
+        asked = parse(ChatRequest, await json_body(request))
+        model = self._called(asked.model)
         turns = [Message("system" if turn.role == "developer" else turn.role, turn.text) for turn in asked.messages]
         size = sum(len(turn.content) for turn in turns)
-        ids = await self._encode(lambda: render_chat(self._tokenizer, turns), size, "messages")
-        stops = frozenset({self._tokenizer.end_id, self._tokenizer.special_id(IM_END)})
-        return await self._complete(request, asked, Prompt(tuple(ids), stops, "messages", self._engine.max_seq_len))
+        ids = tuple(await self._encode(lambda: render_chat(self._tokenizer, turns), size, "messages"))
+        grammar = await self._grammar(asked.response_format)
+        completion_id, stop_ids = f"chatcmpl-{secrets.token_hex(12)}", frozenset(self._turn_ends)
+        with renamed("prompt", "messages"), renamed("max_tokens", asked.length_field):
+            choices = ask_chat(completion_id, asked, ids, model, stop_ids, grammar)
+            return await self._complete(request, asked, Head(completion_id, asked.model), choices, len(ids))
 
-    async def _complete(self, request: Request, asked: CompletionRequest | ChatRequest, prompt: Prompt) -> Response:
+    async def embeddings(self, request: Request) -> Response:
+        asked = parse(EmbeddingRequest, await json_body(request))
+        model = self._called(asked.model)
+        texts = await self._ids(asked.input, "input")
+        with renamed("prompt", "input"):
+            work = embed(self._engine, texts, model.adapter)
+            vectors = await unless_gone(request.receive, work, self._settings.request_timeout_s)
+        if vectors is None:
+            self._metrics.add(GONE, 1)
+            return Response(status_code=_GONE_STATUS)
+        check_dimensions(asked, vectors)
+        prompt_tokens = sum(map(len, texts))
+        self._metrics.add(PROMPT_TOKENS, prompt_tokens)
+        return json_response(embedding_body(asked, vectors, prompt_tokens))
+
+    async def _complete(
+        self, request: Request, asked: Generation, head: Head, choices: Sequence[Asked], prompt_tokens: int
+    ) -> Response:
         began, timeout_s = time.perf_counter(), self._settings.request_timeout_s
-        completion = Completion(self._engine, asked, prompt)
-
-        def on_first() -> None:
-            self._metrics.observe(FIRST_TOKEN, time.perf_counter() - began)
+        completion = Completion(
+            self._engine,
+            head,
+            choices,
+            prompt_tokens,
+            stream_usage=asked.stream_options is not None and asked.stream_options.include_usage,
+            on_first=lambda: self._metrics.observe(FIRST_TOKEN, time.perf_counter() - began),
+        )
 
         def on_end(gone: bool) -> None:
             completion.close()
@@ -144,11 +185,10 @@ class Api:
             self._metrics.add(COMPLETION_TOKENS, completion.usage.completion_tokens)
 
         if asked.stream:
-            events = completion.events(self._settings.stream_interval_ms / 1000, on_first)
-            return EventStream(events, on_end, timeout_s)
+            return EventStream(completion.events(self._settings.stream_interval_ms / 1000), on_end, timeout_s)
         gone = True
         try:
-            body = await unless_gone(request.receive, completion.answer(on_first), timeout_s)
+            body = await unless_gone(request.receive, completion.answer(), timeout_s)
             gone = body is None
         except RequestError:
             gone = False
@@ -157,24 +197,62 @@ class Api:
             on_end(gone)
         return Response(status_code=_GONE_STATUS) if body is None else json_response(body)
 
-    async def _encode(self, encode: Callable[[], list[int]], size: int, field: str) -> list[int]:
-        """The ids of a text of `size` characters; a long one is encoded beside the event loop."""
+    async def _ids(self, texts: Sequence[str | list[int]], field: str) -> list[tuple[int, ...]]:
+        """The ids of each text."""
+        strings = [text for text in texts if isinstance(text, str)]
+        if not strings:
+            return [tuple(ids) for ids in texts if not isinstance(ids, str)]
+        longest, size = max(map(len, strings)), sum(map(len, strings))
+        found = await self._encode(lambda: [*map(self._tokenizer.encode, strings)], size, field, longest=longest)
+        return [tuple(ids) for ids in found]
+
+    async def _encode(self, encode: Callable[[], T], size: int, field: str, *, longest: int | None = None) -> T:
+        """What `encode` makes of `size` characters; many are encoded beside the event loop."""
         limit = _CHARS_PER_TOKEN * self._engine.max_seq_len
-        if size > limit:
-            raise RequestError(f"{field} has {size} characters; the limit is {limit}", field=field, fix="shorten it")
+        if (size if longest is None else longest) > limit:
+            what = f"{field} has {size if longest is None else longest} characters; the limit is {limit}"
+            raise RequestError(what, field=field, fix="shorten it")
         return encode() if size <= _ENCODE_INLINE_CHARS else await asyncio.to_thread(encode)
 
-    def _check_model(self, name: str) -> None:
-        if name != self._settings.model_name:
-            fix = f"this endpoint serves {self._settings.model_name!r}"
-            raise RequestError(f"there is no model {name!r}", field="model", status=404, fix=fix)
+    async def _grammar(self, form: ResponseFormat | None) -> Grammar | None:
+        """What a completion must conform to. A schema compiles for up to 50 ms, beside the event loop."""
+        if form is None or form.type == "text":
+            return None
+        schema: dict[str, Any] = {"type": "object"}
+        if form.json_schema is not None and form.json_schema.schema_ is not None:
+            schema = form.json_schema.schema_
+        return await asyncio.to_thread(self._compile, schema)
 
-    def _model(self) -> dict[str, object]:
+    def _compile(self, schema: dict[str, Any]) -> Grammar:
+        with self._grammars_lock:
+            if self._grammars is None:
+                check_schema(schema)  # a wrong one is refused at once, also by a replica that never met a right one
+                self._grammars = Grammars(self._tokenizer, self._turn_ends)
+        return self._grammars.json_schema(schema)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return (self._settings.model_name, *self._engine.adapters)
+
+    def _called(self, name: str) -> Model:
+        """The model or adapter of that name."""
+        if name not in self._names:
+            known = ", ".join(repr(each) for each in self._names[:_SHOWN_NAMES])
+            raise RequestError(
+                f"there is no model {name!r}", field="model", status=404, fix=f"this endpoint serves {known}"
+            )
+        adapter = None if name == self._settings.model_name else name
+        return Model(adapter, self._engine.max_seq_len, self._engine.vocab_size, self._token_names)
+
+    def _model(self, name: str) -> dict[str, object]:
+        base = self._settings.model_name
         return {
-            "id": self._settings.model_name,
+            "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "raymill",
+            "root": base,
+            "parent": None if name == base else base,
             "max_model_len": self._engine.max_seq_len,
         }
 
@@ -183,15 +261,17 @@ def create_app(engine: Engine, tokenizer: Tokenizer, settings: ApiSettings, keys
     """The app of one replica."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     api = Api(engine, tokenizer, settings, metrics)
-    for path, method, route in (
-        ("/health", "GET", api.health),
-        ("/metrics", "GET", api.scrape),
-        ("/v1/models", "GET", api.models),
-        ("/v1/models/{model_id}", "GET", api.model),
-        ("/v1/completions", "POST", api.completions),
-        ("/v1/chat/completions", "POST", api.chat),
+    for path, methods, route in (
+        ("/health", _READ, api.health),
+        ("/metrics", _READ, api.scrape),
+        ("/openapi.json", _READ, api.openapi),
+        ("/v1/models", _READ, api.models),
+        ("/v1/models/{model_id}", _READ, api.model),
+        ("/v1/completions", ["POST"], api.completions),
+        ("/v1/chat/completions", ["POST"], api.chat),
+        ("/v1/embeddings", ["POST"], api.embeddings),
     ):
-        app.add_api_route(path, route, methods=[method], response_model=None)
+        app.add_api_route(path, route, methods=methods, response_model=None)
     app.add_exception_handler(RequestError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
     app.add_exception_handler(Exception, _fail)

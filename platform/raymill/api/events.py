@@ -1,0 +1,82 @@
+"""Server-sent events as a response that notices when its client goes away, even between two tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+import orjson
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from raymill.api.responses import error_body
+from raymill.errors import RequestError
+
+T = TypeVar("T")
+DONE = b"data: [DONE]\n\n"
+_LAST_WORD_S = 1.0
+
+
+class EventStream(Response):
+    """A response of server-sent events that notices when its client goes away, even between two tokens."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[bool], None], timeout_s: float) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+        self._on_end = on_end
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gone, timeout = True, None
+        try:
+            gone = await unless_gone(receive, self._send_all(send), self._timeout_s) is None
+        except RequestError as error:
+            gone, timeout = False, error
+        finally:
+            self._on_end(gone)
+        if timeout is not None:
+            with suppress(TimeoutError):  # a client that does not read is why it took so long
+                await asyncio.wait_for(self._send_end(send, timeout), _LAST_WORD_S)
+
+    async def _send_all(self, send: Send) -> bool:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for event in self._events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        return True
+
+    async def _send_end(self, send: Send, error: RequestError) -> None:
+        await send({"type": "http.response.body", "body": error_event(error) + DONE})
+
+
+async def unless_gone(receive: Receive, work: Awaitable[T], timeout_s: float) -> T | None:
+    """The result of `work`, or None when the client went away first; `work` is cancelled then.
+
+    RequestError 504 when neither happened in time.
+    """
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_until_gone(receive))
+    try:
+        done, _ = await asyncio.wait({working, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            what = f"the request was not done within {timeout_s:g} s"
+            raise RequestError(what, status=504, fix="ask for less, or when the endpoint has less to do")
+        return working.result() if working.done() else None
+    finally:
+        for task in (working, gone):
+            task.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+def error_event(error: RequestError) -> bytes:
+    """The last event of a stream that failed."""
+    return b"data: " + orjson.dumps(error_body(error)) + b"\n\n"
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
