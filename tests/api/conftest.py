@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +20,14 @@ import uvicorn
 from raymill.api.keys import KeyFile
 from raymill.api.routes import ApiSettings, create_app
 from raymill.inference.engine import BatchingEngine
+from raymill.inference.loading import load_engine
 from raymill.inference.step import Chunk, PageTable, StepOutput
 from raymill.telemetry.metrics import Metrics
 from raymill.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 SENTENCE = "the cat sat on the mat. "
+TEXT = "A cat, \u732b, sat on the mat; the dog (\u72ac) ran 12 miles. "
+CONTEXT = 256
 _PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """httpx would read every root certificate for each client."""
 
@@ -59,7 +64,7 @@ class Reciter:
 class Served:
     url: str
     engine: BatchingEngine
-    step: Reciter
+    step: Reciter | None
     keys: KeyFile
     client_key: str
     metrics_key: str
@@ -85,21 +90,13 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train([SENTENCE] * 20, 300)
 
 
-@pytest.fixture(scope="module")
-def served(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    step = Reciter(tokenizer)
-    engine = BatchingEngine(step, lambda: StreamDecoder(tokenizer), num_slots=4, max_queued=4, max_step_tokens=32)
-    keys = KeyFile(Path(tmp_path_factory.mktemp("keys")) / "api_keys.json")
+@contextmanager
+def serving(engine, step, tokenizer: Tokenizer, folder: Path, **settings) -> Iterator[Served]:
+    """The API over an engine, on a port of its own."""
+    keys = KeyFile(folder / "api_keys.json")
     client_key, metrics_key = keys.create("client"), keys.create("metrics")
-    settings = ApiSettings(
-        model_name="tiny",
-        quantization="int8",
-        max_body_bytes=64 * 1024,
-        stream_interval_ms=5,
-        body_timeout_s=1.0,
-        request_timeout_s=4.0,
-    )
-    app = create_app(engine, tokenizer, settings, keys, Metrics())
+    api = ApiSettings(**{"model_name": "tiny", "quantization": "int8", "stream_interval_ms": 5, **settings})
+    app = create_app(engine, tokenizer, api, keys, Metrics())
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -113,9 +110,65 @@ def served(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> It
     engine.close()
 
 
+@pytest.fixture(scope="module")
+def served(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    step = Reciter(tokenizer)
+    engine = BatchingEngine(step, lambda: StreamDecoder(tokenizer), num_slots=4, max_queued=4, max_step_tokens=32)
+    limits = {"max_body_bytes": 64 * 1024, "body_timeout_s": 1.0, "request_timeout_s": 4.0}
+    with serving(engine, step, tokenizer, tmp_path_factory.mktemp("keys"), **limits) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real model with an adapter beside it; its text is chance, and always the same."""
+    import torch
+    from safetensors.torch import save_file
+
+    from raymill.model.config import InitConfig, ModelConfig
+    from raymill.model.transformer import Transformer
+    from raymill.model.weights import save_model
+
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = Tokenizer.train([TEXT] * 20, 300)
+    shape = {"num_layers": 2, "model_dim": 64, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 96}
+    model = Transformer(ModelConfig(**shape, max_seq_len=CONTEXT), tokenizer.vocab_size)
+    model.initialize(seed=0, init=InitConfig(std=0.2))
+    save_model(folder, model, tokenizer.end_id)
+    tokenizer.save(folder / "tokenizer.json")
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for target in ("q_proj", "o_proj"):
+        name = f"base_model.model.model.layers.0.self_attn.{target}"
+        tensors[f"{name}.lora_A.weight"] = torch.randn(4, 64, generator=generator)
+        tensors[f"{name}.lora_B.weight"] = torch.randn(64, 4, generator=generator)
+    (folder / "adapter").mkdir()
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj"], "bias": "none"}
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    save_file(tensors, folder / "adapter" / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    engine, tokenizer = load_engine(
+        checkpoint,
+        max_slots=4,
+        max_kv_cache_bytes=2**25,
+        max_queued=4,
+        prefill_chunk_tokens=32,
+        adapters={"tuned": checkpoint / "adapter"},
+    )
+    with serving(engine, None, tokenizer, tmp_path_factory.mktemp("keys")) as served:
+        yield served
+
+
 @pytest.fixture(autouse=True)
-def restored(served: Served) -> Iterator[None]:
+def restored(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every test starts with a quick, whole model and must leave every slot free."""
     yield
-    served.step.pause_s, served.step.broken = 0.0, False
-    assert served.settled()
+    for name in {"served", "real"} & set(request.fixturenames):
+        served = request.getfixturevalue(name)
+        if served.step is not None:
+            served.step.pause_s, served.step.broken = 0.0, False
+        assert served.settled()
