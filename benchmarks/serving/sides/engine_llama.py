@@ -12,7 +12,6 @@ def load(options: Namespace) -> Work:
     import llama_cpp as llama
     import numpy as np
 
-    llama.llama_log_set(llama.llama_log_callback(lambda *_: None), None)
     llama.llama_backend_init()
     settings = llama.llama_model_default_params()
     settings.n_gpu_layers = 0

@@ -1,5 +1,6 @@
 """ONNX Runtime GenAI: all sequences in one generator. `--model` is what its model builder made in int4."""
 
+import json
 from argparse import Namespace
 
 from timing import PREFILL, Prompts, Work, loop, serve, timed_prefill
@@ -10,6 +11,8 @@ def load(options: Namespace) -> Work:
     import onnxruntime_genai as genai
 
     config = genai.Config(str(options.model))
+    session = {"intra_op_num_threads": options.threads, "inter_op_num_threads": 1}
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
     model = genai.Model(config)
     prompts = Prompts(options)
 
