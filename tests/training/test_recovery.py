@@ -30,7 +30,14 @@ def test_a_model_of_any_shape_is_trained_on_from_its_weights_at_one_rate(tmp_pat
     save_model(start, model, 0)
     rows = []
     how = {"steps": 12, "learning_rate": 1e-2, "batch_size": 4}
-    made = recover(start, tmp_path, tmp_path / "work", on_step=rows.append, **how)
+    made = recover(
+        start,
+        tmp_path,
+        tmp_path / "work",
+        on_step=rows.append,
+        validate=lambda model, count: {"loss_nats": 1.0, "bits_per_byte": None, "accuracy": 0.5},
+        **how,
+    )
     trained = load_model(made)
     assert trained.config == config
     assert [row.step for row in rows] == list(range(1, 13))

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,6 +30,7 @@ from raymill.stages.contract import Demand, Inputs
 if TYPE_CHECKING:
     from raymill.cluster.session import Cluster
     from raymill.compression.calibrate import Calibration
+    from raymill.dataset.shards import TokenStream
     from raymill.evaluation.comparison import Quality
     from raymill.inference.loading import Device
     from raymill.model.transformer import Transformer
@@ -217,6 +219,7 @@ def _prune(
 ) -> Transformer:
     from raymill.compression.prune import prune_by_magnitude, prune_by_wanda
     from raymill.compression.shrink import shrink
+    from raymill.dataset.shards import TokenStream
     from raymill.model.weights import load_model, save_model
     from raymill.training.recovery import recover
 
@@ -241,9 +244,21 @@ def _prune(
         steps=prune.recovery_steps,
         learning_rate=prune.recovery_learning_rate,
         batch_size=prune.recovery_batch_size,
+        validate=partial(_validate, TokenStream(inputs["tokens"].path, "val"), prune.recovery_batch_size),
         on_step=lambda row: inputs.progress.update(row.step, prune.recovery_steps, "steps", f"loss {row.loss:.3f}"),
     )
     return load_model(recovered).requires_grad_(False).eval()
+
+
+def _validate(
+    stream: TokenStream, batch_size: int, model: Transformer, max_sequences: int | None
+) -> dict[str, float | None]:
+    """Of one batch: a recovery is judged by what the stage measures afterwards."""
+    from raymill.evaluation.perplexity import evaluate_stream
+
+    length = model.config.max_seq_len
+    scores = evaluate_stream(model, stream, seq_len=length, max_sequences=batch_size, batch_size=batch_size)
+    return {"loss_nats": scores.loss_nats, "bits_per_byte": scores.bits_per_byte, "accuracy": scores.accuracy}
 
 
 def _measure_quality(config: Config, inputs: Inputs) -> tuple[Quality, Quality]:

@@ -111,6 +111,6 @@ def _score(windows: range, model: Path, tokens: Path, batch_size: int, threads: 
 def _load(model: Path, tokens: Path, device: torch.device) -> tuple[Transformer, TokenStream]:
     """Once per worker process, which scores many ranges."""
     from raymill.dataset.shards import TokenStream
-    from raymill.model.weights import load_model
+    from raymill.compression.quantize import load_served_model
 
-    return load_model(model).to(device), TokenStream(tokens, "val")
+    return load_served_model(model).to(device), TokenStream(tokens, "val")

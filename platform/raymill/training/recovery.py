@@ -11,15 +11,13 @@ from pathlib import Path
 
 import torch
 
-from raymill.dataset.shards import TokenStream
-from raymill.evaluation.perplexity import evaluate_stream
 from raymill.model.files import read_model_config
-from raymill.model.transformer import Transformer
 from raymill.training.checkpoint import CHECKPOINTS, newest_checkpoint
 from raymill.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 from raymill.training.loop import Hooks, train
 from raymill.training.metrics import StepMetrics
 from raymill.training.parallel.worker import Worker
+from raymill.training.validation import Validate
 
 
 def recover(
@@ -30,9 +28,12 @@ def recover(
     steps: int,
     learning_rate: float,
     batch_size: int,
+    validate: Validate,
     on_step: Callable[[StepMetrics], None],
 ) -> Path:
     """Trains the model in `start` on the train split; what it needs lies in `folder`. Returns the checkpoint's folder.
+
+    `validate` scores it once, at its end.
 
     DataError when the split is too small for one batch.
     """
@@ -46,14 +47,6 @@ def recover(
         checkpoint_every_steps=steps,
         validate_every_steps=steps,
     )
-    stream = TokenStream(tokens, "val")
-
-    def validate(model: Transformer, max_sequences: int | None) -> dict[str, float | None]:
-        scores = evaluate_stream(
-            model, stream, seq_len=config.model.max_seq_len, max_sequences=batch_size, batch_size=batch_size
-        )
-        return {"loss_nats": scores.loss_nats, "bits_per_byte": scores.bits_per_byte, "accuracy": scores.accuracy}
-
     train(config, tokens, folder, Worker(0, 1, torch.device("cpu")), Hooks(validate=validate, on_step=on_step), start)
     found = newest_checkpoint(folder / CHECKPOINTS, lambda _: None)
     assert found is not None
