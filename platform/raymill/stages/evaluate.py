@@ -110,7 +110,7 @@ def _score(windows: range, model: Path, tokens: Path, batch_size: int, threads: 
 @lru_cache(maxsize=1)
 def _load(model: Path, tokens: Path, device: torch.device) -> tuple[Transformer, TokenStream]:
     """Once per worker process, which scores many ranges."""
-    from raymill.dataset.shards import TokenStream
     from raymill.compression.quantize import load_served_model
+    from raymill.dataset.shards import TokenStream
 
     return load_served_model(model).to(device), TokenStream(tokens, "val")
