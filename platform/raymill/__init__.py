@@ -1,3 +1,3 @@
 """raymill: raw text shards in, a monitored, quantized language-model endpoint out, on one Ray cluster."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

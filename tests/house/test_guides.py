@@ -10,7 +10,7 @@ import pytest
 from raymill.pipeline import check_file, load_job
 
 ROOT = Path(__file__).parents[2]
-GUIDES = {name: (ROOT / "platform" / name).read_text() for name in ("DATA.md", "TRAINING.md")}
+GUIDES = {name: (ROOT / "platform" / name).read_text() for name in ("DATA.md", "SERVING.md", "TRAINING.md")}
 BLOCKS = [block for guide in GUIDES.values() for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)]
 
 
@@ -24,7 +24,7 @@ def test_a_block_of_a_guide_is_a_job(block: str, tmp_path: Path) -> None:
 
 
 def test_the_guides_have_blocks() -> None:
-    assert len(BLOCKS) == 9
+    assert len(BLOCKS) == 12
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)
