@@ -24,13 +24,17 @@ from pathlib import Path
 
 from benchmarks import command, peers
 from benchmarks.peers import Peers
-from benchmarks.serving import engines
+from benchmarks.serving import engines, process
+from benchmarks.serving import http as api
 from benchmarks.serving.bench import PINS, TORCH, VLLM_PINS, Bench
 from benchmarks.table import Row
 
 WORKS: dict[str, Callable[[Bench], list[Row]]] = {
     "large": engines.large,
     "small": engines.small,
+    "memory": process.memory,
+    "start": process.start,
+    "http": api.http,
 }
 _LIBRARIES = ("raymill", "numpy", "tokenizers", "safetensors", "ray", "uvicorn", "fastapi")
 
@@ -41,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def prepare(ready: Peers) -> command.Work:
-        vllm = peers.ensure(options.cache, VLLM_PINS)
+        vllm = peers.ensure(options.cache, VLLM_PINS, TORCH)
         ready.versions.update(vllm.versions)
 
         def work(name: str, folder: Path) -> tuple[list[Row], str]:

@@ -39,12 +39,10 @@ def small(bench: Bench) -> list[Row]:
     return _rows(bench, SMALL, 3 if bench.quick else 9)
 
 
-def engine_sides(bench: Bench, shape: Shape, works: tuple[str, ...]) -> tuple[list[Side], dict[str, str]]:
-    """Every engine that can be had, ours first, and why the others cannot."""
+def engine_sides(bench: Bench, shape: Shape, *options: str) -> tuple[list[Side], dict[str, str]]:
+    """Every engine that can be had, ours first, and why the others cannot. `options` are of every side."""
     model = bench.model(shape)
-    common = flags(
-        works=",".join(works), vocab_size=shape.vocab_size, prefill_tokens=PREFILL_TOKENS, threads=bench.threads
-    )
+    common = [*flags(vocab_size=shape.vocab_size, threads=bench.threads), *options]
 
     def side(name: str, script: str, folder: Path, peer: str | None = None) -> Side:
         return bench.side(name, script, "--model", folder, *common, peer=peer)
@@ -80,7 +78,8 @@ class PeerError(Exception):
 
 def _rows(bench: Bench, shape: Shape, rounds: int) -> list[Row]:
     works = (*DECODES, PREFILL)
-    sides, missing = engine_sides(bench, shape, works)
+    options = flags(works=",".join(works), prefill_tokens=PREFILL_TOKENS)
+    sides, missing = engine_sides(bench, shape, *options)
     talks = play(sides, rounds, _told, _LIMIT_S, bench.environment)
     rows = []
     for number, (name, (work, peers)) in enumerate(ROWS.items()):

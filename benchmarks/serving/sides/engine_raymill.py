@@ -44,7 +44,7 @@ def load(options: Namespace) -> Work:
 
     config, _ = read_model_config(options.model)
     tokenizer = Tokenizer.load(options.model / "tokenizer.json")
-    pages = fit_pages(config, _SLOTS, (128 << 20), options.kv)
+    pages = options.pages or fit_pages(config, _SLOTS, 128 << 20, options.kv)
     watch = Watch(load_step(options.model, "auto", "cpu", pages, options.kv, options.threads))
     engine = BatchingEngine(
         watch,

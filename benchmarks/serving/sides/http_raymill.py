@@ -84,9 +84,19 @@ def _uvicorn(options: Namespace, stack: ExitStack) -> Callable[[], Coroutine[Any
 
     options.folder.mkdir(exist_ok=True)
     key, port = KeyFile(options.folder / "keys.json").create("client"), _free_port()
-    settings = {"model": options.model, "folder": options.folder, "port": port, "slots": _SLOTS, "threads": options.threads}
+    settings = {
+        "model": options.model,
+        "folder": options.folder,
+        "port": port,
+        "slots": _SLOTS,
+        "threads": options.threads,
+    }
     script = str(Path(__file__).with_name("http_server.py"))
-    command = [sys.executable, script, *(part for name, value in settings.items() for part in (f"--{name}", str(value)))]
+    command = [
+        sys.executable,
+        script,
+        *(part for name, value in settings.items() for part in (f"--{name}", str(value))),
+    ]
     server = subprocess.Popen(command, stdin=subprocess.PIPE)
     stack.callback(server.wait)
     assert server.stdin is not None

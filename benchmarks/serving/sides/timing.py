@@ -7,7 +7,8 @@ engine and gives a `Work`, what one turn of one kind does:
                 until the first has its last, so that all B are in every step. Tokens over seconds
     prefill     one prompt of `--prefill-tokens`, until its first token. Its tokens over seconds
 
-A turn does each of `--works` once. Seconds are the clock's; with one thread they are CPU seconds of the process, which a
+A turn does each of `--works` once. With `--start` there are no turns: one prompt, and how long it was from the start of the
+process to its first token. Seconds are the clock's; with one thread they are CPU seconds of the process, which a
 busy machine changes least. Standard library only: what a process holds before it has an engine is Python's.
 """
 
@@ -43,6 +44,10 @@ def serve(load: Callable[[argparse.Namespace], Work], before: Callable[[], None]
         channel.write(json.dumps(value) + "\n")
         channel.flush()
 
+    if options.start:
+        load(options)(PREFILL)
+        say({"start_s": age_s()})
+        return
     bare = resident_bytes("VmRSS")
     began = time.monotonic()
     work = load(options)
@@ -64,7 +69,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--prefill-tokens", type=int, default=512)
     parser.add_argument("--vocab-size", type=int, required=True)
-    parser.add_argument("--kv", default="fp32")
+    parser.add_argument("--kv", default="fp32", help="precision of our keys and values")
+    parser.add_argument("--pages", type=int, help="of our KV cache; as many as fit 128 MiB without it")
+    parser.add_argument("--start", action="store_true")
     return parser.parse_args()
 
 
@@ -125,6 +132,12 @@ def timed_prefill(tokens: int, first: Callable[[], object]) -> dict[str, float]:
     began = now()
     first()
     return {"rate": tokens / (now() - began)}
+
+
+def age_s() -> float:
+    """Seconds since this process was started, to 10 ms."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_bytes(name: str) -> int:
