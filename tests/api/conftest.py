@@ -119,6 +119,16 @@ def served(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> It
         yield served
 
 
+@pytest.fixture(scope="module")
+def roomy(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The same with room for long prompts and large bodies."""
+    step = Reciter(tokenizer)
+    step.num_pages, step.max_seq_len = 256, 1024
+    engine = BatchingEngine(step, lambda: StreamDecoder(tokenizer), num_slots=8, max_queued=64, max_step_tokens=256)
+    with serving(engine, step, tokenizer, tmp_path_factory.mktemp("keys"), max_body_bytes=2**23) as served:
+        yield served
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real model with an adapter beside it; its text is chance, and always the same."""
@@ -167,7 +177,7 @@ def real(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def restored(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every test starts with a quick, whole model and must leave every slot free."""
     yield
-    for name in {"served", "real"} & set(request.fixturenames):
+    for name in {"served", "roomy", "real"} & set(request.fixturenames):
         served = request.getfixturevalue(name)
         if served.step is not None:
             served.step.pause_s, served.step.broken = 0.0, False

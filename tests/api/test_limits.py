@@ -49,7 +49,7 @@ BOTH = {
     "min_p": [-0.1, 1.1, "0", True],
     "presence_penalty": [-2.1, 2.1, "1", True],
     "frequency_penalty": [-2.1, 2.1, "1", True],
-    "repetition_penalty": [0, -1, 2.1, "1", True],
+    "repetition_penalty": [0, 0.009, 5e-324, -1, 2.1, "1", True],
     "logit_bias": [
         [],
         7,
@@ -193,7 +193,7 @@ def test_a_parameter_out_of_bounds_is_400_by_its_name(http, path, field, value):
         (COMPLETION, "n", 2**64, "from 1 to 16"),
         (COMPLETION, "n", True, "from 1 to 16"),
         (CHAT, "temperature", 3, "from 0 to 2"),
-        (CHAT, "repetition_penalty", 0, "above 0 to 2"),
+        (CHAT, "repetition_penalty", 0, "from 0.01 to 2"),
         (CHAT, "top_logprobs", 21, "from 0 to 20"),
         (CHAT, "stop", ["a"] * 100_000, "at most 4"),
         (COMPLETION, "stop", "x" * 65, "1 to 64 characters"),

@@ -17,6 +17,11 @@ def at_most(limit: int, value: Any) -> Any:
     return value
 
 
+def as_whole(value: Any) -> Any:
+    """To JSON schemas 5.0 is a whole number; to pydantic it is none."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
 @cache
 def takes(model: type[BaseModel], field: str) -> str:
     """What to send as a field, in words."""
@@ -32,8 +37,7 @@ def _words(schema: dict[str, Any]) -> str:
         return "one of " + ", ".join(map(str, schema["enum"]))
     if kind in ("integer", "number"):
         name = "a whole number" if kind == "integer" else "a number"
-        low = f" above {schema['exclusiveMinimum']:g}" if "exclusiveMinimum" in schema else ""
-        low = f" from {_number(schema['minimum'])}" if "minimum" in schema else low
+        low = f" from {_number(schema['minimum'])}" if "minimum" in schema else ""
         return name + low + (f" to {_number(schema['maximum'])}" if "maximum" in schema else "")
     if kind == "string":
         low = schema.get("minLength", 0)

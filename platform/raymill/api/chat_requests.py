@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from raymill.api.bounds import at_most
-from raymill.api.schema import MAX_COUNT, Generation
+from raymill.api.schema import MAX_COUNT, WHOLE, Generation
 from raymill.config import Config
 from raymill.errors import RequestError
 from raymill.inference.requests import MAX_LOGPROBS
@@ -115,13 +115,13 @@ class ChatRequest(Generation):
 
     messages: Messages
     """The conversation so far."""
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_COUNT), WHOLE] | None = None
     """Most tokens of a completion; all that the context has room for without it."""
-    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_COUNT), WHOLE] | None = None
     """max_tokens by its newer name; it goes first."""
     logprobs: bool | None = None
     """Give the log probabilities of the tokens."""
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None
     """So many of the likeliest tokens beside each; only with logprobs."""
     response_format: ResponseFormat | None = None
     """What the completion must conform to."""

@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from raymill.api.schema import MAX_CHOICES, MAX_COUNT, Generation
+from raymill.api.bounds import as_whole
+from raymill.api.schema import MAX_CHOICES, MAX_COUNT, WHOLE, Generation
 from raymill.errors import RequestError
 
 MAX_TEXTS = 256
@@ -26,15 +27,16 @@ def texts_or_ids(value: Any) -> list[str | list[int]]:
         raise ValueError(f"it has {len(texts)} texts; at most {MAX_TEXTS} are taken")
     if all(isinstance(text, str) for text in texts):
         return texts
-    for text in texts:
-        if not isinstance(text, list) or not text:
-            raise ValueError(
-                "a text is a string or a list of token ids that is not empty, and all texts are of one kind"
-            )
-        for token in text:
-            if type(token) is not int or not 0 <= token <= MAX_COUNT:
-                raise ValueError("a token id is a whole number from 0")
-    return texts
+    return [_ids(text) for text in texts]
+
+
+def _ids(text: Any) -> list[int]:
+    if not isinstance(text, list) or not text:
+        raise ValueError("a text is a string or a list of token ids that is not empty, and all texts are of one kind")
+    ids = text if all(type(token) is int for token in text) else [as_whole(token) for token in text]
+    if not all(type(token) is int and 0 <= token <= MAX_COUNT for token in ids):
+        raise ValueError("a token id is a whole number from 0")
+    return ids
 
 
 Texts = Annotated[
@@ -59,13 +61,13 @@ class CompletionRequest(Generation):
     prompt: Texts
     """Text, token ids, or a list of either: each is continued by itself, n times. An empty text is the beginning of a
     document."""
-    max_tokens: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_COUNT), WHOLE] | None = None
     """Most tokens of a completion; 16 without it."""
-    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), WHOLE] | None = None
     """Log probabilities of the tokens, with so many of the likeliest beside each."""
     echo: bool | None = None
     """The text begins with the prompt, and log probabilities with the prompt's."""
-    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] | None = None
     """Only n: all that are made are sent."""
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from raymill.api.completion import when_there_is_room
 from raymill.api.completion_requests import Texts
-from raymill.api.schema import MAX_COUNT, Body
+from raymill.api.schema import MAX_COUNT, WHOLE, Body
 from raymill.errors import RequestError
 from raymill.inference.limits import check_ids
 from raymill.inference.requests import Engine
@@ -28,7 +28,7 @@ class EmbeddingRequest(Body):
     """Text, token ids, or a list of either: each gets a vector."""
     encoding_format: Literal["float", "base64"] | None = None
     """float: a list of numbers; base64: of the numbers as little-endian fp32. float without it."""
-    dimensions: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=MAX_COUNT), WHOLE] | None = None
     """Only the model's own number of them: vectors are not shortened."""
 
     @field_validator("input")

@@ -38,10 +38,13 @@ _ERRORS = {
 _READ_ERRORS = (401, 403, 405, 500)
 
 
-def openapi_document(models: Sequence[str], max_seq_len: int, vocab_size: int) -> Schema:
-    """The document of an endpoint that serves these models and adapters."""
+def openapi_document(models: Sequence[str], max_seq_len: int, vocab_size: int, dimensions: int | None) -> Schema:
+    """The document of an endpoint that serves these models and adapters.
+
+    dimensions: of an embedding; None where the engine makes none.
+    """
     schemas: Schema = {"JsonSchema": json_schemas(), **ANSWERS}
-    bounds = _Bounds(list(models), max_seq_len, vocab_size)
+    bounds = _Bounds(list(models), max_seq_len, vocab_size, dimensions)
     paths = {
         "/health": {"get": _get("Whether this replica works", "Health", (*_READ_ERRORS, 503), key=None)},
         "/metrics": {"get": _get("Prometheus' metrics", None, _READ_ERRORS, key="metrics")},
@@ -72,7 +75,7 @@ def openapi_document(models: Sequence[str], max_seq_len: int, vocab_size: int) -
 class _Bounds:
     """What the served model adds to the bounds of its requests' fields."""
 
-    def __init__(self, models: list[str], max_seq_len: int, vocab_size: int) -> None:
+    def __init__(self, models: list[str], max_seq_len: int, vocab_size: int, dimensions: int | None) -> None:
         ids = {
             "type": "array",
             "items": {"type": "integer", "minimum": 0, "maximum": vocab_size - 1},
@@ -83,6 +86,7 @@ class _Bounds:
         length = {"maximum": max_seq_len - 1}
         self._by_field: dict[str, Schema] = {
             "model": {"enum": models},
+            "dimensions": {"enum": [dimensions]},
             "max_tokens": length,
             "max_completion_tokens": length,
             "top_logprobs": {"maximum": min(MAX_LOGPROBS, vocab_size)},
@@ -177,7 +181,7 @@ def _post(model: type[Body], answer: str, bounds: _Bounds, schemas: Schema) -> S
     body = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
     content: Schema = {"application/json": {"schema": {"$ref": f"#/components/schemas/{answer}"}}}
     if "stream" in properties:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     return {
         "summary": (model.__doc__ or "").strip(),
         "requestBody": {"required": True, "content": body},
@@ -201,6 +205,14 @@ def _responses(content: Schema, errors: Sequence[int]) -> Schema:
     for status in errors:
         found[str(status)] = {"description": _ERRORS[status], "content": error}
     return found
+
+
+_EVENT: Schema = {
+    "description": "Server-sent events: `data` is a JSON object as the answer's, with a part of each choice; the last is [DONE].",
+    "type": "object",
+    "properties": {"data": {"type": "string"}},
+    "required": ["data"],
+}
 
 
 def _has(field: str, value: Schema) -> Schema:

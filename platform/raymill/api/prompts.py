@@ -80,6 +80,10 @@ def ask_chat(
 ) -> list[Asked]:
     """The choices of /v1/chat/completions."""
     room = _room(ids, model, "messages", needs=1)
+    for field, length in (("max_completion_tokens", asked.max_completion_tokens), ("max_tokens", asked.max_tokens)):
+        if length is not None and length >= model.max_seq_len:
+            fix = f"set it to at most {model.max_seq_len - 1}, less the prompt's tokens"
+            raise RequestError(f"{field} is {length}", field=field, fix=fix)
     wanted = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     choices = []
     for index, sampling in enumerate(_samplings(asked, model)):

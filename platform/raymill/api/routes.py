@@ -101,7 +101,7 @@ class Api:
         self._turn_ends = (tokenizer.end_id, tokenizer.special_id(IM_END))
         self._grammars: Grammars | None = None
         self._grammars_lock = threading.Lock()
-        self._document = openapi_document(self._names, engine.max_seq_len, engine.vocab_size)
+        self._document: dict[str, Any] | None = None
         info = {"model": settings.model_name, "quantization": settings.quantization, "version": __version__}
         metrics.set(MODEL_INFO, 1, **info)
         metrics.set(REPLICAS_WANTED, settings.replicas)
@@ -119,7 +119,19 @@ class Api:
         return Response(self._metrics.render(), media_type=CONTENT_TYPE)
 
     async def openapi(self) -> Response:
+        if self._document is None:
+            self._document = await self._described()
         return json_response(self._document)
+
+    async def _described(self) -> dict[str, Any]:
+        """The OpenAPI document. What an embedding's length is, only an embedding says."""
+        try:
+            dimensions = len((await embed(self._engine, [(self._tokenizer.end_id,)], None))[0])
+        except RequestError as error:
+            if error.status >= 429:
+                raise
+            dimensions = None
+        return openapi_document(self._names, self._engine.max_seq_len, self._engine.vocab_size, dimensions)
 
     async def models(self) -> Response:
         return json_response({"object": "list", "data": [self._model(name) for name in self._names]})

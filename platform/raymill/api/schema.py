@@ -16,7 +16,7 @@ import orjson
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema, field_validator, model_validator
 from starlette.requests import Request
 
-from raymill.api.bounds import at_most, takes
+from raymill.api.bounds import as_whole, at_most, takes
 from raymill.config import Config
 from raymill.errors import RequestError
 
@@ -30,6 +30,7 @@ SEEDS = (-(2**63), 2**63 - 1)
 
 _ID = re.compile("0|[1-9][0-9]{0,9}")
 
+WHOLE = BeforeValidator(as_whole)
 Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS)]
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
@@ -71,13 +72,13 @@ class Body(Config):
 class Generation(Body):
     """What requests for text share."""
 
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] | None = None
     """Completions to make of one prompt; 1 without it."""
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     """0 takes the likeliest token; 1 without it."""
     top_p: Unit | None = None
     """Draw from the likeliest tokens that hold this share of probability; 1 without it."""
-    top_k: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
+    top_k: Annotated[int, Field(ge=1, le=MAX_COUNT), WHOLE] | None = None
     """Draw from this many likeliest tokens at most. Not in OpenAI's API."""
     min_p: Unit | None = None
     """Draw from tokens at least this many times as likely as the likeliest; 0 without it. Not in OpenAI's API."""
@@ -85,12 +86,12 @@ class Generation(Body):
     """Taken from the logit of each token that the completion has; 0 without it."""
     frequency_penalty: Penalty | None = None
     """Taken from a token's logit for each time that the completion has it; 0 without it."""
-    repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=2, allow_inf_nan=False)] | None = None
     """Logits of tokens in prompt or completion are divided by it, negative ones multiplied; 1 without it. Not in OpenAI's
     API."""
     logit_bias: Biases | None = None
     """What is added to the logits of tokens, by their id."""
-    seed: Annotated[int, Field(ge=SEEDS[0], le=SEEDS[1])] | None = None
+    seed: Annotated[int, Field(ge=SEEDS[0], le=SEEDS[1]), WHOLE] | None = None
     """The same seed gives the same draws; random without it."""
     stop: Stops | None = None
     """The completion ends before the first of these; one string stands for a list of it."""
