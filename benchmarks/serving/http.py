@@ -1,7 +1,8 @@
 """The rows of the path through HTTP: what is left of the engine's tokens per second, and what the first token takes more.
 
 The engine in process, the app under plain uvicorn and the endpoint on Ray Serve take turns on the same model. Clients,
-server and engine share the cores; clients are coroutines of one process that read streams as they come.
+server and engine share the cores; clients are coroutines of one process that read streams as they come. With `--threads 1`
+rates are by CPU seconds of all of them together.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ def http(bench: Bench) -> list[Row]:
         for name, word in variants.items()
     ]
     talks = play(sides, rounds, _told, environment=bench.environment)
-    return [*(_share_row(talks, count) for count in _CLIENTS), _first_row(talks)]
+    return [*(_share_row(talks, count, bench.unit) for count in _CLIENTS), _first_row(talks)]
 
 
-def _share_row(talks: Mapping[str, Talk], clients: int) -> Row:
+def _share_row(talks: Mapping[str, Talk], clients: int, unit: str) -> Row:
     work = f"HTTP through Serve over the engine, {SMALL.name} int8, {clients} clients"
     if broken := failures(talks, {}):
         return Row(work, "%", None, note="; ".join(broken))
@@ -53,7 +54,7 @@ def _share_row(talks: Mapping[str, Talk], clients: int) -> Row:
         statistics.median(shares[_SERVE]),
         spread=spread(shares[_SERVE]),
         rounds=len(shares[_SERVE]),
-        note=f"plain uvicorn {statistics.median(shares[_UVICORN]):.0f} %; tokens/s: {medians}",
+        note=f"plain uvicorn {statistics.median(shares[_UVICORN]):.0f} %; {unit}: {medians}",
     )
 
 

@@ -41,7 +41,7 @@ def test_a_decode_rate_counts_only_steps_of_all_sequences() -> None:
 
 
 def test_a_peers_tokens_count_from_the_last_first_to_the_first_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 11.0, 12.0, 13.0])
+    clock = iter([10.0, 13.0, 14.0, 15.0])
     monkeypatch.setattr(timing, "now", lambda: next(clock))
     counts = timing.Counts(2, 4)
     assert counts.add({0: 1})  # the other's prompt is still read
@@ -122,7 +122,7 @@ def test_shares_are_of_the_same_round() -> None:
         http._UVICORN: turns(90, 900, 180, first=6.0),
         http._SERVE: turns(80, 800, 160, first=9.0),
     }
-    row = http._share_row(talks, 8)
+    row = http._share_row(talks, 8, "tokens/s")
     assert row.ours == pytest.approx(80) and row.spread == pytest.approx(0) and "plain uvicorn 90 %" in row.note
     assert http._first_row(talks).ours == pytest.approx(4)
 
@@ -140,6 +140,7 @@ def test_the_client_reads_streams_and_what_they_count() -> None:
             await asyncio.sleep(0.05)
             for part in (chunk, end):
                 writer.write(b"%x\r\n%s\r\n" % (len(part), part))
+                await asyncio.sleep(0.5)
             writer.write(b"0\r\n\r\n")
         writer.close()
 
@@ -150,7 +151,7 @@ def test_the_client_reads_streams_and_what_they_count() -> None:
 
     answers = asyncio.run(ask())
     assert [each.tokens for each in answers] == [7, 7]
-    assert all(0.04 < each.first_s < 5 for each in answers)
+    assert all(0.04 < each.first_s < 0.5 for each in answers)
 
 
 def test_shapes_have_the_sizes_they_are_named_by() -> None:
