@@ -138,10 +138,9 @@ def test_the_client_reads_streams_and_what_they_count() -> None:
             assert json.loads(await reader.readexactly(length))["prompt"] == [1, 2, 3]
             writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
             await asyncio.sleep(0.05)
-            for part in (chunk, end):
-                writer.write(b"%x\r\n%s\r\n" % (len(part), part))
-                await asyncio.sleep(0.5)
-            writer.write(b"0\r\n\r\n")
+            writer.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+            await asyncio.sleep(0.5)
+            writer.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(end), end))
         writer.close()
 
     async def ask() -> list[http_client.Answer]:
