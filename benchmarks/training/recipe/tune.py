@@ -4,7 +4,7 @@
 
 Each has a schedule of its own length and ends with a loss over 128 sequences of the val split. A rate is the
 reference's, or Muon's of ours, beside which AdamW's keeps its distance. Every run is added to `tuning_small.jsonl` in the
-cache as it ends. Runs so short like higher rates and smaller batches than whole ones.
+cache as it ends. The best rate moves with the length: compare two lengths before trusting a short one.
 """
 
 from __future__ import annotations
