@@ -355,6 +355,20 @@ def test_logits_that_are_not_finite_end_their_own_request_only(engine_of, alphab
     assert [read(stream)[:2] for stream in streams] == [("bcde", "length"), ("t", "error")]
 
 
+def test_a_prompt_whose_scores_are_not_finite_ends_its_own_request_only(engine_of, alphabet):
+    class Broken(alphabet):
+        def __call__(self, chunks, table):
+            logits = super().__call__(chunks, table).logits_NV
+            logits[logits.argmax(axis=1) == 20] = np.nan
+            return StepOutput(logits)
+
+    engine = engine_of(Broken())
+    asked = {"max_tokens": 2, "prompt_logprobs": 5}
+    with engine._work:  # both in one step
+        streams = [engine.submit(request(name, prompt=ids, **asked)) for name, ids in (("good", [1]), ("bad", [19, 3]))]
+    assert [read(stream)[:2] for stream in streams] == [("bc", "length"), ("", "error")]
+
+
 def test_a_prompt_can_be_scored_without_a_completion(engine_of, alphabet):
     events = next(iter(engine_of(alphabet()).submit(request(prompt=[1, 2, 9], max_tokens=0, prompt_logprobs=2))))
     assert [(event.text, event.finish_reason, event.counts, event.token) for event in events] == [

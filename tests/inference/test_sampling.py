@@ -188,6 +188,16 @@ def test_a_row_that_is_not_finite_has_no_token(way, bad, place):
     assert not compiled_draws.is_finite(logits) and compiled_draws.is_finite(logits[1])
 
 
+@pytest.mark.parametrize("vocab_size", [70, 5000])  # fewer blocks than likeliest ids, and more
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_row_that_is_not_finite_has_no_order_and_no_score(way, bad, vocab_size):
+    logits = np.zeros((2, vocab_size), np.float32)
+    logits[0, ::40], logits[1, 7] = bad, 3.0
+    spoilt, fine = score(logits, (1, 7), 20)
+    assert np.isnan([spoilt.logprob, *(nats for _, nats in spoilt.top)]).all() and len(spoilt.top) == 20
+    assert fine.top[0] == (7, fine.logprob) and np.isfinite(fine.logprob)
+
+
 def test_a_mask_that_allows_nothing_gives_no_token(way):
     sampler = Sampler(Sampling(), match=Only((), 70), logprobs=2)
     assert choose(np.zeros((1, 70), np.float32), (0,), [sampler]) == [(NO_TOKEN, None)]

@@ -1,7 +1,7 @@
 """What comes of one request while it runs: a completion's events, or an embedding.
 
-The engine's thread gives an answer the rows that a step computed for it, without the engine's lock (`take`); then, under the
-lock, what was taken becomes events. Nothing here knows slots, pages or other requests.
+The engine's thread gives an answer the rows that a step computed for it, without the engine's lock (`read`, `accept`);
+then, under the lock, what was taken becomes events. Nothing here knows slots, pages or other requests.
 
 Cost of a token: about 2 us without stop strings and log probabilities.
 """
@@ -56,9 +56,11 @@ class Completion:
             targets = prompt[position + 1 : end + 1]
             scored_NV = logits_NV[first_row : first_row + len(targets)]
             self.failed = not bool(np.isfinite(scored_NV).all())
+            if self.failed:
+                return False
             self._prompt += score(scored_NV, targets, self.request.prompt_logprobs or 0)
             self.logits_row += len(targets)
-        return rows > 0 and end >= known and self.request.max_tokens > 0 and not self.failed
+        return rows > 0 and end >= known and self.request.max_tokens > 0
 
     def accept(self, token: int, logprob: TokenLogprob | None) -> bool:
         """Takes a chosen token; whether the completion may go on behind it."""

@@ -79,7 +79,9 @@ def allowed(mask: NDArray[np.uint32], vocab_size: int) -> NDArray[np.bool_]:
 
 
 def logprob(logits_V: Floats, token: int, top: int) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """ln of a token's probability, and the likeliest tokens with theirs."""
+    """ln of a token's probability, and the likeliest tokens with theirs; NaN, of id 0, where the row is not finite."""
+    if not np.isfinite(logits_V).all():
+        return math.nan, ((0, math.nan),) * min(top, len(logits_V))
     largest = float(logits_V.max())
     below = largest + math.log(int(weigh(logits_V, 1.0).sum()) * 2.0**-UNIT_BITS)
     if not top:

@@ -471,12 +471,19 @@ RAYMILL_VISIBLE void raymill_choose(const float* logits, int64_t vocab, Choice* 
   for (int64_t i = 0; i < count; ++i) choose_row(logits + choices[i]->row * vocab, vocab, *choices[i], scratch);
 }
 
-// Log probabilities of one token of each row, and of each row's num_top likeliest.
+// Log probabilities of one token of each row, and of each row's num_top likeliest; NaN, of id 0, where a row holds NaN or
+// infinity: nothing there has an order.
 RAYMILL_VISIBLE void raymill_score(const float* logits, int64_t vocab, int64_t rows, const int32_t* targets,
                                    int64_t num_top, double* logprobs, int32_t* top_ids, double* top_logprobs) {
   Scratch& scratch = own_scratch();
   for (int64_t row = 0; row < rows; ++row) {
     const Largest largest = find_largest(logits + row * vocab, vocab);
+    if (!largest.finite) {
+      logprobs[row] = std::numeric_limits<double>::quiet_NaN();
+      std::fill_n(top_ids + row * num_top, num_top, 0);
+      std::fill_n(top_logprobs + row * num_top, num_top, logprobs[row]);
+      continue;
+    }
     score_row(logits + row * vocab, vocab, largest, targets[row], num_top, logprobs + row, top_ids + row * num_top,
               top_logprobs + row * num_top, scratch);
   }
