@@ -431,6 +431,45 @@ def test_a_grammar_decides_and_one_that_allows_nothing_ends_its_own_request(engi
     assert engine.stats().healthy
 
 
+class Refusing:
+    """Its mask allows what `advance` then refuses: a grammar that became too complex to follow."""
+
+    def __init__(self, allowed):
+        self.allowed = allowed
+
+    def start(self):
+        return self
+
+    def mask(self):
+        return np.array([self.allowed], np.uint32)
+
+    def advance(self, token):
+        raise ValueError("too complex")
+
+
+@pytest.mark.parametrize("allowed", [0, 2**27 - 1])
+def test_a_grammar_that_leads_nowhere_ends_its_own_request_and_says_nothing_of_the_engine(engine_of, alphabet, allowed):
+    engine = engine_of(alphabet())
+    with engine._work:  # both in one step
+        plain, stuck = engine.submit(request("plain")), engine.submit(request("stuck", grammar=Refusing(allowed)))
+    assert read(plain)[:2] == ("bcd", "length")
+    assert read(stuck)[1] == "error"
+    for n in range(4):
+        assert read(engine.submit(request(f"stuck{n}", grammar=Refusing(allowed))))[1] == "error"
+    assert engine.stats().healthy
+
+
+def test_a_grammar_hides_no_model_that_is_broken(engine_of, alphabet):
+    class Broken(alphabet):
+        def __call__(self, chunks, table):
+            return StepOutput(super().__call__(chunks, table).logits_NV * np.nan)
+
+    engine = engine_of(Broken())
+    for n in range(3):
+        assert read(engine.submit(request(f"r{n}", grammar=Refusing(2**27 - 1))))[1] == "error"
+    assert not engine.stats().healthy
+
+
 class Hidden:
     """Hidden states that say id and position."""
 

@@ -26,7 +26,10 @@ from raymill.inference.text import Decoder, TextStream
 class Completion:
     """A request on its way to its text."""
 
-    __slots__ = ("_prompt", "failed", "logits_row", "made", "request", "sampler", "sequence", "stream", "taken", "text")
+    __slots__ = (
+        *("_prompt", "failed", "logits_row", "made", "request", "sampler"),
+        *("sequence", "stream", "stuck", "taken", "text"),
+    )
 
     def __init__(self, request: Request, sequence: Progression, decoder: Decoder) -> None:
         self.request, self.sequence = request, sequence
@@ -40,6 +43,8 @@ class Completion:
         """The step's tokens that are not delivered yet."""
         self.failed = False
         """No token could be taken."""
+        self.stuck = False
+        """And only because of the grammar: nothing is wrong with the model."""
         self.logits_row = 0
         """The step's row that says the next token; those of a draft follow it."""
         self._prompt: list[TokenLogprob] | None = None
@@ -70,8 +75,11 @@ class Completion:
         self.taken.append((token, logprob))
         if token in self.request.stop_ids:
             return False
-        self.sampler.push(token)
-        return True
+        try:
+            self.sampler.push(token)
+        except ValueError:  # too complex to follow any further
+            self.failed = self.stuck = True
+        return not self.failed
 
     def event(self, token: int, logprob: TokenLogprob | None) -> TokenEvent:
         """What one token adds. Its finish_reason is set when it is the last."""
