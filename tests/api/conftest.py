@@ -24,6 +24,7 @@ from raymill.inference.loading import load_engine
 from raymill.inference.step import Chunk, PageTable, StepOutput
 from raymill.telemetry.metrics import Metrics
 from raymill.tokenizer.tokenizer import StreamDecoder, Tokenizer
+from raymill.tokenizer.training import SMALLEST_VOCAB
 
 SENTENCE = "the cat sat on the mat. "
 TEXT = "A cat, \u732b, sat on the mat; the dog (\u72ac) ran 12 miles. "
@@ -131,6 +132,16 @@ def roomy(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"), 300)
+
+
+@pytest.fixture(scope="session")
+def letters_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose every byte is an id: wherever its text is cut, the ids are the same."""
+    return write_model(tmp_path_factory.mktemp("letters"), SMALLEST_VOCAB)
+
+
+def write_model(folder: Path, vocab_size: int) -> Path:
     """A real model with an adapter beside it; its text is chance, and always the same."""
     import torch
     from safetensors.torch import save_file
@@ -139,8 +150,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from raymill.model.transformer import Transformer
     from raymill.model.weights import save_model
 
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = Tokenizer.train([TEXT] * 20, 300)
+    tokenizer = Tokenizer.train([TEXT] * 20, vocab_size)
     shape = {"num_layers": 2, "model_dim": 64, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 96}
     model = Transformer(ModelConfig(**shape, max_seq_len=CONTEXT), tokenizer.vocab_size)
     model.initialize(seed=0, init=InitConfig(std=0.2))
@@ -161,6 +171,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def real(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving_model(checkpoint, tmp_path_factory.mktemp("keys")) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def letters(letters_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving_model(letters_checkpoint, tmp_path_factory.mktemp("keys")) as served:
+        yield served
+
+
+@contextmanager
+def serving_model(checkpoint: Path, folder: Path) -> Iterator[Served]:
     engine, tokenizer = load_engine(
         checkpoint,
         max_slots=4,
@@ -169,7 +191,7 @@ def real(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         prefill_chunk_tokens=32,
         adapters={"tuned": checkpoint / "adapter"},
     )
-    with serving(engine, None, tokenizer, tmp_path_factory.mktemp("keys")) as served:
+    with serving(engine, None, tokenizer, folder) as served:
         yield served
 
 
@@ -177,7 +199,7 @@ def real(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def restored(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every test starts with a quick, whole model and must leave every slot free."""
     yield
-    for name in {"served", "roomy", "real"} & set(request.fixturenames):
+    for name in {"served", "roomy", "real", "letters"} & set(request.fixturenames):
         served = request.getfixturevalue(name)
         if served.step is not None:
             served.step.pause_s, served.step.broken = 0.0, False
