@@ -2,19 +2,17 @@
 
 import itertools
 import os
+import sys
 from argparse import Namespace
 
 from timing import PREFILL, Counts, Prompts, Work, serve, timed_prefill
 
-os.environ.update(
-    VLLM_ENABLE_V1_MULTIPROCESSING="0",
-    VLLM_CPU_KVCACHE_SPACE="1",
-    VLLM_LOGGING_LEVEL="ERROR",
-    VLLM_CPU_OMP_THREADS_BIND="0-1",
-)
+os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="ERROR")
+sys.modules["torchcodec"] = None  # for video; it does not load where ffmpeg is missing
 
 
 def load(options: Namespace) -> Work:
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))[-options.threads :]))
     import vllm
 
     engine = vllm.LLM(
