@@ -12,10 +12,10 @@ from raymill.inference.requests import TokenEvent
 class Choice(Protocol):
     """What becomes of one stream of events."""
 
-    index: int
     WHOLE: ClassVar[str]
-    """The answer's `object`, and that of a stream's parts."""
+    """The answer's `object`."""
     PART: ClassVar[str]
+    """That of a stream's parts."""
 
     def whole(self, events: Sequence[TokenEvent]) -> dict[str, Any]:
         """All of it."""
@@ -29,7 +29,8 @@ class Choice(Protocol):
 class TextChoice:
     """As /v1/completions writes it."""
 
-    WHOLE = PART = "text_completion"
+    WHOLE: ClassVar[str] = "text_completion"
+    PART: ClassVar[str] = "text_completion"
 
     def __init__(self, index: int, echo: str | None, logprobs: CompletionLogprobs | None) -> None:
         """echo: the prompt, which the text begins with."""
@@ -58,7 +59,8 @@ class TextChoice:
 class ChatChoice:
     """As /v1/chat/completions writes it."""
 
-    WHOLE, PART = "chat.completion", "chat.completion.chunk"
+    WHOLE: ClassVar[str] = "chat.completion"
+    PART: ClassVar[str] = "chat.completion.chunk"
 
     def __init__(self, index: int, names: TokenNames | None) -> None:
         """names: of tokens, where log probabilities are asked for."""

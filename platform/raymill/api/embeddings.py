@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -49,11 +50,8 @@ async def embed(engine: Engine, texts_ids: Sequence[tuple[int, ...]], adapter: s
         for number, ids in enumerate(texts_ids):
             if number >= at_once:
                 await asked[number - at_once]
-            if number:
-                future = await when_there_is_room(lambda ids=ids: engine.embed(ids, adapter))  # type: ignore[misc]
-            else:
-                future = engine.embed(ids, adapter)
-            asked.append(asyncio.wrap_future(future))
+            submit = partial(engine.embed, ids, adapter)
+            asked.append(asyncio.wrap_future(await when_there_is_room(submit) if number else submit()))
         return [await future for future in asked]
     finally:
         for future in asked:

@@ -159,7 +159,7 @@ def _get(summary: str, answer: str | None, errors: Sequence[int], key: str | Non
     content: Schema = {"text/plain": {"schema": {"type": "string"}}}
     if answer is not None:
         content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{answer}"}}}
-    security = [] if key is None else [{key: []}]
+    security: list[Schema] = [] if key is None else [{key: []}]
     return {"summary": summary, "security": security, "responses": _responses(content, errors)}
 
 
