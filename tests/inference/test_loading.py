@@ -98,7 +98,7 @@ def test_the_native_and_the_torch_step_write_the_same(checkpoint, kv_precision):
 
 def test_without_a_compiler_torch_serves_and_native_says_what_to_install(checkpoint, monkeypatch, caplog):
     expected = text_on("cpu", checkpoint, engine="torch")
-    monkeypatch.setattr(native, "library", functools.cache(native.library.__wrapped__))
+    monkeypatch.setattr(native, "_library", functools.cache(native._library.__wrapped__))
     monkeypatch.setenv("CXX", "no-such-compiler")
     with caplog.at_level("WARNING"):
         assert text_on("cpu", checkpoint) == text_on("cpu", checkpoint) == expected

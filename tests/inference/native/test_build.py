@@ -3,8 +3,11 @@
 import ctypes
 import logging
 import os
+import platform
+import pwd
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -25,9 +28,9 @@ def sources(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(build, "SOURCES", folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    native.library.cache_clear()
+    native._library.cache_clear()
     yield folder
-    native.library.cache_clear()
+    native._library.cache_clear()
 
 
 @pytest.fixture
@@ -51,13 +54,15 @@ def test_a_library_is_compiled_once_and_kept_for_us_alone(sources, compiler, tmp
     assert build.built_library("plain") == path and path.stat().st_mtime_ns == written
 
 
-def test_other_sources_flags_or_compilers_make_another_library(sources, compiler, monkeypatch):
+def test_other_sources_flags_or_machines_make_another_library(sources, compiler, monkeypatch):
     first = build.built_library("plain")
     (sources / "answer.h").write_text("// read by no one, but it could be\n")
     second = build.built_library("plain")
     assert second != first
     monkeypatch.setitem(build.TARGET_FLAGS, "plain", ["-O1"])
-    assert build.built_library("plain") not in (first, second)
+    third = build.built_library("plain")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")  # the same home, on a node of another kind
+    assert len({first, second, third, build.built_library("plain")}) == 4
     assert first.exists()
 
 
@@ -99,20 +104,28 @@ def test_processes_that_start_at_once_get_one_library(sources, compiler):
     assert len(found) == 1 and answer(found.pop()) == 42
 
 
-@pytest.mark.parametrize("how", ["no compiler", "one that is not there", "one that fails", "wrong sources"])
+WAYS = ["no compiler", "one that is not there", "no command", "one that fails", "one in Latin-1", "wrong sources"]
+
+
+@pytest.mark.parametrize("how", WAYS)
 def test_what_cannot_be_compiled_is_told_once_with_the_fix(how, sources, monkeypatch, caplog, tmp_path):
     if how == "no compiler":
         monkeypatch.delenv("CXX", raising=False)
         monkeypatch.setenv("PATH", str(tmp_path))
     elif how == "one that is not there":
         monkeypatch.setenv("CXX", "no-such-compiler -v")
+    elif how == "no command":
+        monkeypatch.setenv("CXX", "g++ '-O2")
     elif how == "one that fails":
         monkeypatch.setenv("CXX", "false")
+    elif how == "one in Latin-1":
+        monkeypatch.setenv("CXX", r"sh -c 'printf \351 >&2; exit 1'")
     else:
         (sources / "answer.cpp").write_text("int answer() { return }\n")
     with caplog.at_level(logging.WARNING):
-        assert native.library() is None
-        assert native.library() is None
+        with ThreadPoolExecutor() as pool:  # a replica asks from two threads as it starts
+            found = list(pool.map(native.library, [None, build.best_target(), None, build.best_target()]))
+        assert found == [native.library()] * 4 == [None] * 4
     (record,) = caplog.records
     assert "torch step serves" in record.getMessage()
     assert "install a C++ compiler" in record.getMessage()
@@ -123,6 +136,28 @@ def test_a_cache_that_cannot_be_written_is_told_with_the_fix(sources, compiler, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert native.library() is None
     assert "set XDG_CACHE_HOME" in caplog.records[0].getMessage()
+
+
+def test_whoever_has_no_home_is_told_what_to_set(sources, compiler, monkeypatch, caplog):
+    def unknown(user):
+        raise KeyError(user)
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert native.library() is None
+    assert "set XDG_CACHE_HOME" in caplog.records[0].getMessage()
+
+
+def test_a_folder_that_can_only_be_read_still_gives_what_it_holds(sources, compiler):
+    path = build.built_library("plain")
+    (lock,) = path.parent.glob("*.lock")
+    lock.unlink()
+    lock.mkdir()  # for root too, a file that cannot be opened
+    assert build.built_library("plain") == path
+    path.unlink()
+    with pytest.raises(MachineError, match="set XDG_CACHE_HOME"):
+        build.built_library("plain")
 
 
 def test_targets_are_chosen_by_the_cpus_flags(monkeypatch):

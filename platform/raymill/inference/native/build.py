@@ -1,15 +1,17 @@
 """Compiles the C++ sources beside this file into one shared library, once per node.
 
 In: all *.cpp and *.h here, a target ("vnni", "avx2", "plain"), the compiler $CXX or the first of c++, g++, clang++.
-Out: `$XDG_CACHE_HOME/raymill/native-<key>-<digest>.so`. The key is of sources, flags and compiler version, so any change
-compiles anew; the digest is of the file itself, so a truncated one is seen and compiled again, never loaded. One process
-compiles while others wait for it; the file appears by one rename. Only a file of our own in a folder of our own is loaded.
+Out: `$XDG_CACHE_HOME/raymill/native-<key>-<digest>.so`. The key is of sources, flags, compiler version and architecture
+(homes are shared between nodes), so any change compiles anew; the digest is of the file itself, so a truncated one is
+seen and compiled again, never loaded. One process compiles while others wait for it; the file appears by one rename.
+Only a file of our own in a folder of our own is loaded.
 
 No -ffast-math and no contraction: what is added, and in which order, is what the source says, on every compiler.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -76,9 +78,15 @@ def built_library(target: Target) -> Path:
     compiler = find_compiler()
     key = _key(compiler, target)
     folder = _own_folder()
-    with (folder / f"native-{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the kernel when its holder dies
-        return _cached(folder, key) or _compile(compiler, target, folder, key)
+    try:
+        with (folder / f"native-{key}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the kernel when its holder dies
+            return _cached(folder, key) or _compile(compiler, target, folder, key)
+    except OSError as error:
+        found = _cached(folder, key)  # an image whose disk is read-only may bring its own
+        if found is None:
+            raise _not_kept(folder, error) from None
+        return found
 
 
 def cpu_flags() -> set[str]:
@@ -93,7 +101,10 @@ def cpu_flags() -> set[str]:
 
 def find_compiler() -> list[str]:
     """The compiler's command."""
-    named = shlex.split(os.environ.get("CXX", ""))
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise MachineError("CXX is no command", where=os.environ["CXX"], why=str(error), fix=_FIX) from None
     for command in [named] if named else [[name] for name in _COMPILERS]:
         if shutil.which(command[0]):
             return command
@@ -107,7 +118,8 @@ def _sources() -> tuple[Path, ...]:
 
 def _key(compiler: list[str], target: Target) -> str:
     """What the library depends on, hashed."""
-    digest = hashlib.sha256(repr((_run([*compiler, "--version"]), _FLAGS, target, TARGET_FLAGS[target])).encode())
+    made_by = (_run([*compiler, "--version"]), platform.machine(), _FLAGS, target, TARGET_FLAGS[target])
+    digest = hashlib.sha256(repr(made_by).encode())
     for path in _sources():
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)} ".encode() + content)
@@ -116,20 +128,24 @@ def _key(compiler: list[str], target: Target) -> str:
 
 def _own_folder() -> Path:
     """A folder that only we can write to: code is loaded from it."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(home) / "raymill"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "raymill")
     try:
+        folder = folder.expanduser()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
         if found.st_uid == os.getuid() and found.st_mode & 0o077:
             folder.chmod(0o700)
-    except OSError as error:
-        fix = "set XDG_CACHE_HOME to a folder that can be written"
-        raise MachineError("compiled code cannot be kept", where=str(folder), why=str(error), fix=fix) from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: whoever runs this has no home
+        raise _not_kept(folder, error) from None
     if found.st_uid != os.getuid():
         fix = "set XDG_CACHE_HOME to a folder of your own"
         raise MachineError("the cache of compiled code is another user's", where=str(folder), fix=fix)
     return folder
+
+
+def _not_kept(folder: Path, error: Exception) -> MachineError:
+    fix = "set XDG_CACHE_HOME to a folder that can be written"
+    return MachineError("compiled code cannot be kept", where=str(folder), why=str(error), fix=fix)
 
 
 def _cached(folder: Path, key: str) -> Path | None:
@@ -138,7 +154,8 @@ def _cached(folder: Path, key: str) -> Path | None:
         digest = path.stem.rpartition("-")[2]
         if path.lstat().st_uid == os.getuid() and not path.is_symlink() and _digest(path) == digest:
             return path
-        path.unlink()
+        with contextlib.suppress(OSError):  # of a folder that can only be read
+            path.unlink()
     return None
 
 
@@ -161,7 +178,9 @@ def _digest(path: Path) -> str:
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_LONGEST_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise MachineError("the C++ compiler failed", why=str(error)[:500], fix=_FIX) from None
     if done.returncode:
