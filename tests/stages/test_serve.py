@@ -6,10 +6,13 @@ import json
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -24,6 +27,7 @@ from raymill.cluster.session import Cluster
 from raymill.compression.quantize import quantize_model, save_quantized
 from raymill.config import Config
 from raymill.errors import ArtifactError, MachineError, UsageError
+from raymill.inference import native
 from raymill.model.config import ModelConfig
 from raymill.model.transformer import Transformer
 from raymill.stages import monitor, serve
@@ -230,6 +234,41 @@ def test_openai_clients_stream_and_leave_through_serve(endpoint):
     assert active == 0
 
 
+def test_only_the_endpoints_address_listens_for_http(endpoint):
+    """Ray's own ports are IPv6's, and ask for its token."""
+    made, *_ = endpoint
+    if os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1":
+        assert {address for pid in ours("haproxy") for address in listening(pid)} == {
+            ("127.0.0.1", made.figures["port"])
+        }
+    for replica in ours("ray::ServeReplica"):
+        assert all(host == "127.0.0.1" for host, _ in listening(replica))
+
+
+def test_a_native_replica_never_loads_torch(endpoint):
+    replicas = ours("ray::ServeReplica")
+    assert len(replicas) == 2
+    for replica in replicas:
+        loaded = Path(f"/proc/{replica}/maps").read_text()
+        assert ("/libtorch" in loaded) == (native.library() is None)
+        assert "/llvmlite/" not in loaded
+
+
+def test_a_full_queue_is_told_through_the_proxy(endpoint):
+    made, _, lines, _ = endpoint
+    headers = {"Authorization": "Bearer " + lines[0].removeprefix("API key (shown once): ")}
+    body = {"model": "tiny", "prompt": "def", "max_tokens": 200, "n": 4}
+
+    def ask(_):
+        return httpx.post(f"{made.figures['url']}/completions", json=body, headers=headers, timeout=60)
+
+    with ThreadPoolExecutor(24) as pool:
+        answers = [*pool.map(ask, range(24))]
+    assert {answer.status_code for answer in answers} == {200, 429}
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert refused.headers["retry-after"] == "1" and refused.json()["error"]["code"] == "queue_full"
+
+
 def test_a_second_run_does_not_take_the_address_over(endpoint, checkpoint, tmp_path):
     made, _, _, session = endpoint
     inputs = Inputs({"checkpoint": checkpoint}, Draft(tmp_path / "serve-00000000"), tmp_path, Progress("serve"))
@@ -250,3 +289,54 @@ def test_monitor_watches_both_replicas(endpoint, tmp_path):
     assert scrape['raymill_requests_total{route="/v1/completions",status="200"}'] >= 1
     text = report.file("prometheus.yml").read_text()
     assert str(folder / "metrics_key") in text and (folder / "metrics_key").read_text() not in text
+
+
+def test_a_killed_replica_costs_no_request_that_has_no_answer_yet(endpoint):
+    made, _, lines, _ = endpoint
+    if os.environ["RAY_SERVE_ENABLE_HA_PROXY"] != "1":
+        pytest.skip("Ray's own proxy loses what a replica was working on")
+    headers = {"Authorization": "Bearer " + lines[0].removeprefix("API key (shown once): ")}
+    body = {"model": "tiny", "prompt": "def", "max_tokens": 240, "temperature": 0}
+
+    def ask(_):
+        return httpx.post(f"{made.figures['url']}/completions", json=body, headers=headers, timeout=60)
+
+    before = ours("ray::ServeReplica")
+    with ThreadPoolExecutor(8) as pool:
+        asked = pool.map(ask, range(8))
+        time.sleep(0.05)
+        os.kill(before[0], signal.SIGKILL)
+        answers = [*asked]
+    assert len({answer.json()["choices"][0]["text"] for answer in answers}) == 1
+    deadline = time.monotonic() + 30
+    while len(set(ours("ray::ServeReplica")) - {before[0]}) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ask(0).status_code == 200
+
+
+def ours(name):
+    """Processes below this one whose command line has that in it."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_bytes().decode()
+
+    def below(pid):
+        return pid == os.getpid() or (pid in parents and below(parents[pid]))
+
+    return [pid for pid in names if name in names[pid] and below(pid)]
+
+
+def listening(pid):
+    """IPv4 addresses where it listens."""
+    sockets = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            sockets.add(str(descriptor.readlink()))
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {
+        (socket.inet_ntoa(bytes.fromhex(row[1][:8])[::-1]), int(row[1][9:], 16))
+        for row in rows
+        if row[3] == "0A" and f"socket:[{row[9]}]" in sockets
+    }

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymill.cluster.config import EndpointAddress, Role
+from raymill.cluster.haproxy import replica_host
+from raymill.cluster.session import session_folder
 from raymill.errors import MachineError
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ _PREFIX = "raymill-"
 _DEPLOYMENT = "replica"
 _START_TIMEOUT_S = 180.0
 _HEALTH_TIMEOUT_S = 30.0
+_KEEP_ALIVE_S = 60  # longer than HAProxy keeps an idle connection to a replica: it must not take one that is closing
 
 
 def application_name(run_folder: Path) -> str:
@@ -78,7 +81,9 @@ def deploy(bound: Application, name: str, replicas: int, address: EndpointAddres
     from ray import serve
     from ray.serve.config import HTTPOptions
 
-    serve.start(http_options=HTTPOptions(host=address.host, port=address.port), logging_config=_quiet())
+    host = replica_host(session_folder(), address.host)
+    options = HTTPOptions(host=host, port=address.port, keep_alive_timeout_s=_KEEP_ALIVE_S)
+    serve.start(http_options=options, logging_config=_quiet())
     target = serve.RunTarget(bound, name=name, route_prefix="/", logging_config=_quiet())
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     _await_replicas(name, replicas)

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from raymill.cluster import haproxy
 from raymill.cluster.config import ClusterConfig, Machines, RoleName
 from raymill.cluster.resources import local_gpus, memory_bytes, usable_cpus
 from raymill.errors import CapacityError, MachineError, UsageError
@@ -80,6 +81,7 @@ class Cluster:
             _dial(address)
         else:
             os.environ.pop("RAY_ADDRESS", None)  # Ray's libraries would follow it
+            os.environ.update(haproxy.environment(session_folder(), self.config.endpoint.host))
         import ray
         from ray.exceptions import AuthenticationError
 

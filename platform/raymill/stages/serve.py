@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -27,16 +28,20 @@ from raymill.artifact import Artifact, Kind, open_artifact, write_atomic
 from raymill.cluster.config import ClusterConfig, Role, RoleName
 from raymill.cluster.ports import check_endpoint_address
 from raymill.config import Config as Settings
-from raymill.errors import ArtifactError, UsageError
+from raymill.errors import ArtifactError, MachineError, UsageError
 from raymill.inference.kv_cache import KvPrecision
 from raymill.inference.loading import Device, EngineName
+from raymill.inference.requests import Engine, Request
+from raymill.inference.sampling import Sampling
 from raymill.stages.contract import Demand, Inputs
+from raymill.telemetry.progress import Progress
 
 if TYPE_CHECKING:
     from ray.serve import Application
     from starlette.types import ASGIApp
 
     from raymill.cluster.session import Cluster
+    from raymill.tokenizer.tokenizer import Tokenizer
 
 TAKES: tuple[Kind, ...] = ("checkpoint",)
 MAY_TAKE: tuple[Kind, ...] = ()
@@ -45,7 +50,7 @@ ROLE: RoleName = "serve"
 LIVE = True
 
 ENDPOINT = "endpoint.json"
-
+_COMPILES_SILENTLY_S = 1.0
 
 ModelName = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -105,6 +110,8 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     quantization = _check_checkpoint(config, checkpoint.path)
     ensure_metrics_key(run_folder)
     name, model_name = serving.application_name(run_folder), config.model_name or run_folder.name
+    if cluster.address is None:
+        _compile(config, cluster.config.roles.serve, inputs.progress)
     cluster.connect()
     serving.check_free(name)
     metrics_folder = session_folder() / f"metrics-{os.urandom(6).hex()}"  # gone with the session, even after kill -9
@@ -130,6 +137,20 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
         f"{config.max_slots} slots each, up in {took_s:.1f} s"
     )
     return inputs.publish("serve", GIVES, config, summary, figures)
+
+
+def _compile(config: Config, role: Role, progress: Progress) -> None:
+    """The native engine for the replicas of this machine: inside their start it would look as if they hung."""
+    from raymill.inference import native
+
+    if config.engine not in ("auto", "native") or _device(role) != "cpu":
+        return
+    compiling = threading.Thread(target=native.library, daemon=True)
+    compiling.start()
+    compiling.join(_COMPILES_SILENTLY_S)
+    if compiling.is_alive():
+        progress.note("compiling the native engine, once on this machine; 10 s or so")
+        compiling.join()
 
 
 def _stop(name: str, metrics_folder: Path) -> None:
@@ -180,6 +201,7 @@ class Replica:
             prefill_chunk_tokens=settings.prefill_chunk_tokens,
             on_stats=self._record,
         )
+        _warm_up(self._engine, tokenizer)
         self._app = create_app(self._engine, tokenizer, ApiSettings(**api), KeyFile(Path(keys)), metrics)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -194,6 +216,16 @@ class Replica:
 
     def __del__(self) -> None:
         self._engine.close()
+
+
+def _warm_up(engine: Engine, tokenizer: Tokenizer) -> None:
+    """The first token is made before a client waits for it. MachineError when the engine cannot make one."""
+    request = Request("warm-up", (tokenizer.end_id,), 1, Sampling(temperature=0.0))
+    last = [event for events in engine.submit(request) for event in events][-1]
+    if last.finish_reason == "error":
+        engine.close()
+        fix = "see the replica's log; `raymill compress` makes the checkpoint anew"
+        raise MachineError("the engine cannot make a token of this checkpoint", where="serve", fix=fix)
 
 
 def _check_checkpoint(config: Config, checkpoint: Path) -> str:
