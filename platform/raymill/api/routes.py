@@ -26,7 +26,7 @@ from raymill.api.chat_requests import ChatRequest, ResponseFormat
 from raymill.api.completion import Asked, Completion, Head
 from raymill.api.completion_requests import CompletionRequest
 from raymill.api.embeddings import EmbeddingRequest, check_dimensions, embed, embedding_body
-from raymill.api.events import EventStream, unless_gone
+from raymill.api.events import EventStream, unless_gone, write_interval_s
 from raymill.api.keys import KeyFile
 from raymill.api.limits import BodyLimit, Recorder
 from raymill.api.logprobs import TokenNames
@@ -85,7 +85,8 @@ class ApiSettings(Config):
     request_timeout_s: Annotated[float, Field(gt=0, le=86400)] = 600.0
     """A completion is given up after this, seconds from the end of its request's body; it is answered 504."""
     stream_interval_ms: Annotated[int, Field(ge=0, le=1000)] = 20
-    """Text that is ready is written together, at most once in this time; the first token at once."""
+    """Text that is ready is written together, at most once in this time; less often where many streams are open. The first
+    token is written at once."""
 
 
 class Api:
@@ -99,6 +100,7 @@ class Api:
         self._created = int(time.time())
         self._token_names = TokenNames(tokenizer)
         self._turn_ends = (tokenizer.end_id, tokenizer.special_id(IM_END))
+        self._open_streams = 0
         self._grammars: Grammars | None = None
         self._grammars_lock = threading.Lock()
         self._document: dict[str, Any] | None = None
@@ -191,13 +193,16 @@ class Api:
 
         def on_end(gone: bool) -> None:
             completion.close()
+            self._open_streams -= len(choices) if asked.stream else 0
             self._metrics.add(GONE, int(gone))
             self._metrics.add(FAILED, int(completion.failed))
             self._metrics.add(PROMPT_TOKENS, completion.usage.prompt_tokens)
             self._metrics.add(COMPLETION_TOKENS, completion.usage.completion_tokens)
 
         if asked.stream:
-            return EventStream(completion.events(self._settings.stream_interval_ms / 1000), on_end, timeout_s)
+            self._open_streams += len(choices)
+            every_s = write_interval_s(self._settings.stream_interval_ms / 1000, self._open_streams)
+            return EventStream(completion.events(every_s), on_end, timeout_s)
         gone = True
         try:
             body = await unless_gone(request.receive, completion.answer(), timeout_s)
