@@ -13,10 +13,12 @@ from safetensors.numpy import load_file, save_file
 from raymill.compression.kv_cache import round_keys_and_values
 from raymill.compression.quantize import load_served_model
 from raymill.errors import ArtifactError
+from raymill.inference import native
 from raymill.inference.native.build import runnable_targets
 from raymill.inference.native_step import NativeStep
 from raymill.inference.step import Chunk
 from raymill.inference.torch_step import TorchStep
+from raymill.model.weights import save_model
 
 VOCAB = 97
 PAGES = 160
@@ -74,6 +76,18 @@ def test_an_int8_cache_rounds_as_compression_measures_it(name, load, checkpoint)
     torchs = TorchStep(load_served_model(checkpoint(name, "fp32")), PAGES, "int8")
     assert_close(found, logits_of(torchs, prompt), 5e-3)
     assert np.abs(rounded - exact).max() > 0, "a cache that rounds nothing proves nothing"
+
+
+@pytest.mark.parametrize("kv", ["fp32", "int8"])
+@pytest.mark.parametrize("part", ["k_proj", "v_proj"])
+def test_no_cache_makes_a_number_of_what_is_none(part, kv, checkpoint, tmp_path):
+    if native.library() is None:
+        pytest.skip("no C++ compiler")
+    model = load_served_model(checkpoint("qwen2", "fp32"))
+    getattr(model.model.layers[0].self_attn, part).bias[3] = torch.nan
+    save_model(tmp_path, model, end_id=0)
+    step = NativeStep.load(tmp_path, num_pages=PAGES, kv_precision=kv, threads=1)
+    assert not np.isfinite(logits_of(step, prompt_of(5))).any()
 
 
 @pytest.mark.parametrize("precision,kv", [("fp32", "fp32"), ("int8", "fp32"), ("int8", "int8"), ("int4", "int8")])

@@ -11,11 +11,11 @@
 // Shapes: H query heads, K key heads, G = H / K, C head width, Cp = C rounded up to 16, Q queries of a tile.
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <limits>
 
 #include "norm.h"
+#include "quantize.h"
 #include "vector.h"
 
 namespace raymill {
@@ -59,13 +59,10 @@ inline void turn_head(const HeadShape& shape, const float* x, const float* weigh
     }
 }
 
-// A row as int8 with its scale, rounded to nearest even.
+// A head's numbers as int8 with their scale, as quantize.h makes them of a row.
 inline float quantize_head(const float* x, int width, int8_t* y, int stride) {
-    float largest = 0;
-    for (int i = 0; i < width; ++i) largest = std::fabs(x[i]) > largest ? std::fabs(x[i]) : largest;
-    float scale = largest / 127.0f;
-    if (scale < 1e-12f) scale = 1e-12f;
-    for (int i = 0; i < width; ++i) y[static_cast<ptrdiff_t>(i) * stride] = static_cast<int8_t>(std::nearbyint(x[i] / scale));
+    const float scale = scale_of(x, width);
+    for (int i = 0; i < width; ++i) y[static_cast<ptrdiff_t>(i) * stride] = nearest(x[i] / scale);
     return scale;
 }
 

@@ -19,9 +19,10 @@ inline int64_t row_bytes(int columns) { return ((columns + 63) / 64 | 1) * int64
 // int32 sums of a row: -128 times the whole row's, then -8 times each group's (none where group is 0).
 inline int64_t row_sums(int columns, int group) { return 1 + (group > 0 ? columns / group : 0); }
 
-inline void quantize_row(const float* x, int columns, int group, int8_t* quantized, float* scale, int32_t* sums) {
+// The scale with which the largest of some numbers is 127; NaN where one of them is.
+inline float scale_of(const float* x, int count) {
     uint32_t largest_bits = 0;  // as integers, so that a NaN, above all numbers, is not lost
-    for (int k = 0; k < columns; ++k) {
+    for (int k = 0; k < count; ++k) {
         uint32_t bits;
         std::memcpy(&bits, x + k, sizeof bits);
         bits &= 0x7fffffffu;
@@ -29,16 +30,22 @@ inline void quantize_row(const float* x, int columns, int group, int8_t* quantiz
     }
     float largest;
     std::memcpy(&largest, &largest_bits, sizeof largest);
-    float step = largest / 127.0f;
-    if (step < kSmallestScale) step = kSmallestScale;
-    *scale = step;
-    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest even integer
-    for (int k = 0; k < columns; ++k) {
-        const float rounded = x[k] / step + kRound;
-        int32_t bits;
-        std::memcpy(&bits, &rounded, sizeof bits);
-        quantized[k] = static_cast<int8_t>(bits - 0x4b400000);
-    }
+    const float scale = largest / 127.0f;
+    return scale < kSmallestScale ? kSmallestScale : scale;
+}
+
+// Rounded to the nearest even integer; anything for a NaN.
+inline int8_t nearest(float x) {
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the integer in the low bits
+    const float rounded = x + kRound;
+    int32_t bits;
+    std::memcpy(&bits, &rounded, sizeof bits);
+    return static_cast<int8_t>(bits - 0x4b400000);
+}
+
+inline void quantize_row(const float* x, int columns, int group, int8_t* quantized, float* scale, int32_t* sums) {
+    const float step = *scale = scale_of(x, columns);
+    for (int k = 0; k < columns; ++k) quantized[k] = nearest(x[k] / step);
     std::memset(quantized + columns, 0, static_cast<size_t>(row_bytes(columns) - columns));
     int32_t total = 0;
     if (group > 0) {
