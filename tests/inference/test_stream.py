@@ -7,7 +7,7 @@ import pytest
 from raymill.inference.requests import TokenEvent
 from raymill.inference.stream import Stream, wake
 
-COUNT = 20_000
+COUNT = 5_000
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from raymill.inference.sampling import Sampling, TokenLogprob
 from raymill.inference.step import Floats
@@ -44,8 +44,7 @@ class Request:
     """The LoRA adapter that is added to the model."""
 
 
-@dataclass(frozen=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """One token of a completion; the last one may stand for none (max_tokens 0, abort, error)."""
 
     text: str

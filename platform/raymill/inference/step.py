@@ -12,8 +12,7 @@ Shapes: N rows of logits asked for, V vocab_size, D model_dim, S slots, P pages 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +22,7 @@ PageTable = NDArray[np.int32]
 """(S, P): the page that holds positions p * PAGE_TOKENS and on of the sequence in a slot. Unused entries are 0."""
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Consecutive ids of one sequence to feed in one step: rows (ids[i], slot, start + i)."""
 
     slot: int
@@ -40,8 +38,7 @@ class Chunk:
     """Give the normed last hidden state of every id, for embeddings, instead of logits."""
 
 
-@dataclass(frozen=True)
-class StepOutput:
+class StepOutput(NamedTuple):
     """What a step gives back. Arrays may be views of memory that the next step overwrites."""
 
     logits_NV: Floats
