@@ -57,7 +57,11 @@ class NativeStep:
         shape = _shape(weights, num_pages, kv, threads)
         self._model = library.raymill_model_new(ctypes.byref(shape))
         if not self._model:
-            raise MachineError("there is no memory for the KV cache", fix="lower serve.max_kv_cache_mib")
+            raise MachineError(
+                "the native engine cannot start",
+                why=f"no memory for {num_pages} pages of KV cache, or no {threads} threads",
+                fix="lower serve.max_kv_cache_mib, or the serve role's threads",
+            )
         self._hand_over(weights)
         weights.check_all_read()
         self._logits = np.empty((0, self.vocab_size), np.float32)

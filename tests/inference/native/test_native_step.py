@@ -334,6 +334,20 @@ def test_neither_torch_nor_numba_is_loaded(checkpoint, load):
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("pages,threads", [(2**31 - 1, 1), (1, 2000)])
+def test_a_machine_without_room_is_told_what_to_lower(pages, threads, checkpoint, load):
+    load()  # compiles
+    program = (
+        "import resource; from pathlib import Path; from raymill.errors import MachineError\n"
+        "from raymill.inference.native_step import NativeStep\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
+        f"try: NativeStep.load(Path({str(checkpoint())!r}), num_pages={pages}, kv_precision='fp32', threads={threads})\n"
+        "except MachineError as error: print(error)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert "lower serve.max_kv_cache_mib, or the serve role's threads" in told.stdout
+
+
 def test_threads_rest_between_steps(load):
     step = load(threads=2)
     logits_of(step, prompt_of(5))

@@ -3,6 +3,7 @@
 // Nothing here trusts what it is told: ids, slots, positions, pages and adapters out of range are refused with a code
 // before anything is read by them.
 #include <cmath>
+#include <exception>
 #include <new>
 
 #include "model.h"
@@ -12,7 +13,7 @@ using namespace raymill;
 
 namespace {
 
-// Results of raymill_step, worded by native_step.py.
+// Results of raymill_step, worded by door.py.
 enum Refusal { kDone, kWords, kSlot, kPosition, kPage, kId, kCounts, kAdapter, kOutput, kMemory };
 
 constexpr int kHeader = 6;  // numbers before a chunk's ids
@@ -37,7 +38,7 @@ Refusal read_chunk(const Model& model, const int32_t* words, const int32_t* end,
 
 }  // namespace
 
-// nullptr when there is no memory for the cache.
+// nullptr when there is no memory for the cache, or the threads cannot be started.
 RAYMILL_VISIBLE Model* raymill_model_new(const Shape* shape) {
     try {
         auto model = std::make_unique<Model>(*shape);
@@ -54,7 +55,7 @@ RAYMILL_VISIBLE Model* raymill_model_new(const Shape* shape) {
         model->unit = unit_bytes(heads);
         model->cache.reserve(static_cast<int64_t>(model->unit) * shape->pages * shape->layers * shape->kv_heads);
         return model.release();
-    } catch (const std::bad_alloc&) {
+    } catch (const std::exception&) {
         return nullptr;
     }
 }

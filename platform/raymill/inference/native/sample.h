@@ -1,4 +1,4 @@
-// One row's choice, as sampling.py's _Choice lays it out: settings in, the token and its log probability out.
+// One row's choice, as compiled_draws.Choice lays it out: settings in, the token and its log probability out.
 #pragma once
 #include <cstdint>
 

@@ -30,15 +30,17 @@ inline void pause_core() {
 
 class Threads {
    public:
+    // std::system_error where the machine has no more threads.
     explicit Threads(int count) : count_(count) {
-        for (int number = 1; number < count; ++number) workers_.emplace_back([this, number] { serve(number); });
+        try {
+            for (int number = 1; number < count; ++number) workers_.emplace_back([this, number] { serve(number); });
+        } catch (...) {
+            end();
+            throw;
+        }
     }
 
-    ~Threads() {
-        work_ = nullptr;
-        start();
-        for (std::thread& worker : workers_) worker.join();
-    }
+    ~Threads() { end(); }
 
     Threads(const Threads&) = delete;
     Threads& operator=(const Threads&) = delete;
@@ -71,6 +73,12 @@ class Threads {
    private:
     static constexpr int kSpins = 1000;  // about 20 us
     static constexpr std::chrono::microseconds kAwake{500};
+
+    void end() {
+        work_ = nullptr;
+        start();
+        for (std::thread& worker : workers_) worker.join();
+    }
 
     void start() {
         step_.fetch_add(1, std::memory_order_seq_cst);
