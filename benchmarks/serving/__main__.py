@@ -22,11 +22,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import command, peers
+from benchmarks import command
 from benchmarks.peers import Peers
 from benchmarks.serving import engines, process
 from benchmarks.serving import http as api
-from benchmarks.serving.bench import PINS, TORCH, VLLM_PINS, Bench
+from benchmarks.serving.bench import PINS, TORCH, Bench, ensure_vllm
 from benchmarks.table import Row
 
 WORKS: dict[str, Callable[[Bench], list[Row]]] = {
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def prepare(ready: Peers) -> command.Work:
-        vllm = peers.ensure(options.cache, VLLM_PINS, TORCH)
+        vllm = ensure_vllm(options.cache)
         ready.versions.update(vllm.versions)
 
         def work(name: str, folder: Path) -> tuple[list[Row], str]:

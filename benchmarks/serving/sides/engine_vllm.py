@@ -2,13 +2,11 @@
 
 import itertools
 import os
-import sys
 from argparse import Namespace
 
 from timing import PREFILL, Counts, Prompts, Work, serve, timed_prefill
 
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="ERROR")
-sys.modules["torchcodec"] = None  # for video; it does not load where ffmpeg is missing
 
 
 def load(options: Namespace) -> Work:
