@@ -110,6 +110,8 @@ def test_halves_are_read_as_they_are(tmp_path, kind):
         ({"bias": "all"}, "bias is 'all'"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens is [1, 2]"),
         ({"r": 0}, "r is 0"),
         ({"r": True}, "r is True"),
         ({"r": 3}, "needed are A"),

@@ -4,8 +4,9 @@
     adapter_model.safetensors   base_model.model.<matrix>.lora_A.weight (r, K) and .lora_B.weight (N, r)
 
 y += scale * B (A x) with scale = lora_alpha / r (Hu et al. 2021, arXiv:2106.09685), or lora_alpha / sqrt(r) with
-use_rslora (Kalajdzievski 2023, arXiv:2312.03732). What would be computed otherwise (DoRA, trained biases, whole modules) is
-refused by name: an adapter that is half applied writes wrong text without a word. No torch here.
+use_rslora (Kalajdzievski 2023, arXiv:2312.03732). What would be computed otherwise (DoRA, trained biases, whole modules,
+adapters of a base model that was changed for them) is refused by name: an adapter that is half applied writes wrong text
+without a word. No torch here.
 
 Shapes: r rank, K input channels, N output channels.
 """
@@ -41,6 +42,9 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "lora_bias": (False,),
     "megatron_config": ({},),
     "trainable_token_indices": ([], {}),
+    "alora_invocation_tokens": (),
+    # Others change the matrix itself as well: pissa, olora, corda, loftq, lora_ga.
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal", "mica"),
 }
 """Settings that change what is computed, with the values (besides none) at which they do not."""
 
