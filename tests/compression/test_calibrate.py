@@ -3,8 +3,10 @@ import pytest
 import torch
 
 from raymill.compression.calibrate import Walk, read_calibration
+from raymill.compression.format import Quantization
+from raymill.compression.quantize import quantize_model
 from raymill.dataset.shards import INDEX, ShardEntry, ShardIndex, TokenStream
-from raymill.errors import DataError
+from raymill.errors import DataError, QualityError
 
 
 @pytest.fixture
@@ -52,3 +54,12 @@ def test_moments_are_of_what_each_layer_reads_in_the_whole_model(small_model, ca
         x = whole[name].double()
         moments = walk.moments(model.model.layers[1], model.model.layers[1].get_submodule(name))
         assert torch.allclose(moments, x.t() @ x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("method", ["int8", "int4"])
+def test_a_model_whose_activations_are_not_finite_is_refused(small_model, calibration, method, bad):
+    model = small_model()
+    model.model.layers[1].input_layernorm.weight[3] = bad
+    with pytest.raises(QualityError, match="cannot be calibrated"):
+        quantize_model(model, Quantization(method), calibration)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from raymill.dataset.shards import TokenStream
-from raymill.errors import DataError
+from raymill.errors import DataError, QualityError
 from raymill.model.transformer import Block, GatedFeedForward, Transformer
 
 _AT_ONCE = 8
@@ -64,7 +64,7 @@ class Walk:
         """What the next block reads, with document numbers, some sequences at a time."""
 
     def moments(self, block: Block, layer: nn.Module) -> Tensor:
-        """X^T X (K, K), fp64, of all that `layer`, a part of `block`, reads."""
+        """X^T X (K, K), fp64, of all that `layer`, a part of `block`, reads. QualityError where that is not finite."""
         sums: list[Tensor] = []
 
         def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -79,6 +79,13 @@ class Walk:
                 self._run(block, *state)
         finally:
             hook.remove()
+        if not bool(torch.isfinite(sums[0]).all()):
+            raise QualityError(
+                "the model cannot be calibrated",
+                where="compress",
+                why="what a matrix reads is not finite, or too large to be squared",
+                fix="train again: weights that are not finite are lost, ones this large are a sign of trouble",
+            )
         return sums[0]
 
     def advance(self, block: Block) -> None:
