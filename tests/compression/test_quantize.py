@@ -152,6 +152,16 @@ def test_weights_that_do_not_fit_the_config_are_refused(tmp_path, damage, small_
         load_served_model(tmp_path)
 
 
+def test_groups_that_do_not_divide_the_matrices_of_a_checkpoint_are_the_checkpoints_fault(tmp_path, small_model):
+    model = small_model()
+    quantize_model(model, Quantization("int4"))
+    save_quantized(tmp_path, model, 0, Quantization("int4"))
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**values, "intermediate_size": 100}))
+    with pytest.raises(ArtifactError, match=r"does not match(.|\n)*do not divide"):
+        load_served_model(tmp_path)
+
+
 def test_an_unknown_quantization_is_refused(tmp_path, small_model):
     save_model(tmp_path, small_model(), end_id=0)
     values = json.loads((tmp_path / "config.json").read_text())

@@ -21,7 +21,7 @@ from raymill.compression.format import QUANTIZATION, Quantization, read_quantiza
 from raymill.compression.gptq import round_with_moments
 from raymill.compression.int4 import HIGHEST, LOWEST, Int4Linear, group_scales, pack, quantize_groups
 from raymill.compression.int8 import Int8Embedding, Int8Linear, quantize_rows, row_scales
-from raymill.errors import ArtifactError
+from raymill.errors import ArtifactError, UsageError
 from raymill.model.files import CONFIG, WEIGHTS, read_config, read_model_config, write_config
 from raymill.model.linear import Linear
 from raymill.model.rope import rotary_tables
@@ -102,7 +102,10 @@ def load_served_model(folder: Path) -> Transformer:
 def _load_quantized(folder: Path, quantization: Quantization) -> Transformer:
     config, vocab_size = read_model_config(folder)
     tensors = read_tensors(folder / WEIGHTS)
-    quantization.check_fits(config)
+    try:
+        quantization.check_fits(config)
+    except UsageError as error:  # of a checkpoint nobody could have made
+        raise _mismatch(folder, error.what) from None
     with torch.device("meta"):  # names, shapes and types only: every tensor comes from the file
         model = Transformer(config, vocab_size).requires_grad_(False).eval()
         _set_empty_layers(model, quantization)
