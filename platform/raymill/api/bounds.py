@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 _MAX_VARIANTS = 3
+_EXACT = 2**53
 
 
 def at_most(limit: int, value: Any) -> Any:
@@ -18,8 +19,9 @@ def at_most(limit: int, value: Any) -> Any:
 
 
 def as_whole(value: Any) -> Any:
-    """To JSON schemas 5.0 is a whole number; to pydantic it is none."""
-    return int(value) if type(value) is float and value.is_integer() else value
+    """To JSON schemas 5.0 is a whole number; to pydantic it is none. Beyond 2**53 a float may be another number's rounding:
+    the parser makes one of -2**63 - 1."""
+    return int(value) if type(value) is float and value.is_integer() and abs(value) < _EXACT else value
 
 
 @cache
