@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import tokenizers
 from numpy.typing import NDArray
 from tokenizers import processors
@@ -28,6 +27,8 @@ from raymill.tokenizer.flat import arrow, bytes_and_offsets, encodable
 from raymill.tokenizer.training import END_OF_TEXT, IM_END, IM_START, SPECIAL_TOKENS, Model
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from raymill.tokenizer.fast import FastEncoder
 
 END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<|end|>", "[SEP]")
