@@ -41,3 +41,9 @@ def test_groups_that_do_not_divide_the_model_are_refused_with_those_that_do(shap
         Quantization("int4", 64).check_fits(config)
     assert fix in str(refused.value)
     Quantization("int8").check_fits(config)
+
+
+def test_sums_that_would_not_fit_32_bits_are_refused():
+    config = ModelConfig(model_dim=64, num_heads=4, num_kv_heads=2, hidden_dim=200_000)
+    with pytest.raises(UsageError, match="hidden_dim 200000 do not fit"):
+        Quantization("int8").check_fits(config)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -120,6 +121,18 @@ def test_a_ray_service_serves_the_newest_checkpoint_of_a_run(checkpoint, tmp_pat
     args["role"] = {"gpus_per_worker": 0.5}
     deployment = serve.application(args)._bound_deployment
     assert (deployment.init_args[5], deployment.ray_actor_options["num_gpus"]) == ("cuda", 0.5)
+
+
+def test_a_ray_service_serves_no_checkpoint_that_was_altered(checkpoint, tmp_path):
+    copy = tmp_path / "compress-00000000"
+    shutil.copytree(checkpoint.path, copy)
+    weights = copy / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.chmod(0o600)
+    weights.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"model\.safetensors"):
+        serve.application({"run_folder": str(tmp_path), "serve": {}, "role": {}})
 
 
 def test_a_key_is_made_once_shown_once_and_can_be_replaced(tmp_path):

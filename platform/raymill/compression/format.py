@@ -22,6 +22,8 @@ QUANTIZATION = "quantization"
 """The key in config.json."""
 QuantizedMethod = Literal["int8", "int4"]
 GroupSize = Literal[32, 64, 128]
+_WIDEST = 2**31 // (128 * 127)
+"""Input channels whose products of int8 sum up in int32, whatever their values."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,17 @@ class Quantization:
 
     def check_fits(self, config: ModelConfig) -> None:
         """UsageError where the matrices of such a model do not divide into groups."""
-        if self.method == "int8":
-            return
         widths = {"model_dim": config.model_dim, "hidden_dim": config.hidden_dim}
         widths["num_heads x head_dim"] = config.num_heads * config.head_width
+        for name, width in widths.items():
+            if width > _WIDEST:
+                raise UsageError(
+                    f"sums over the model's {name} {width} do not fit 32 bits; {self.method} takes at most {_WIDEST}",
+                    where="compress.method",
+                    fix="set compress.method to fp16 or bf16",
+                )
+        if self.method == "int8":
+            return
         for name, width in widths.items():
             if width % self.group_size:
                 fits = [size for size in get_args(GroupSize) if all(each % size == 0 for each in widths.values())]

@@ -63,7 +63,7 @@ class Grammar(Protocol):
 class Grammars:
     """The constraints that requests name, for one tokenizer. May be called from any thread."""
 
-    def __init__(self, tokenizer: Tokenizer, end_ids: Sequence[int] | None = None, max_compiled: int = 64) -> None:
+    def __init__(self, tokenizer: Tokenizer, end_ids: Sequence[int] | None = None, max_compiled: int = 16) -> None:
         """end_ids: may come where the text may end, and nowhere else; by default the end of a document."""
         import llguidance  # 10 ms, and only some replicas need it
 

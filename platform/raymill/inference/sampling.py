@@ -46,7 +46,7 @@ class Sampling:
     """Taken from a token's logit for each time that the completion has it; from -2 to 2."""
     repetition_penalty: float = 1.0
     """Logits of tokens in prompt or completion are divided by it, negative ones multiplied (Keskar et al. 2019, CTRL,
-    arXiv:1909.05858); above 0 to 2, 1 changes nothing."""
+    arXiv:1909.05858); 0.01 to 2, 1 changes nothing."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     """(id, what is added to its logit), each id once and below the vocabulary's size; added numbers from -100 to 100."""
     seed: int = 0

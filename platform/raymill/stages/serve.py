@@ -9,6 +9,7 @@ A replica computes on the CPU, or on its GPU where the serve role has `gpus_per_
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -203,6 +204,8 @@ class Replica:
         )
         _warm_up(self._engine, tokenizer)
         self._app = create_app(self._engine, tokenizer, ApiSettings(**api), KeyFile(Path(keys)), metrics)
+        gc.collect()
+        gc.freeze()  # what is there now stays: the collector need not walk it while clients wait
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
@@ -215,7 +218,8 @@ class Replica:
             raise RuntimeError("the engine does not work")
 
     def __del__(self) -> None:
-        self._engine.close()
+        if hasattr(self, "_engine"):  # else it never started, and has said why
+            self._engine.close()
 
 
 def _warm_up(engine: Engine, tokenizer: Tokenizer) -> None:
@@ -253,7 +257,9 @@ def application(args: dict[str, Any]) -> Application:
     checkpoints = [artifact for artifact in made if artifact.manifest.kind == "checkpoint"]
     if not checkpoints:
         raise ArtifactError(f"{run_folder} holds no checkpoint", fix="run the job first, then apply the RayService")
-    newest = max(checkpoints, key=lambda artifact: artifact.manifest.created_at)
+    newest = open_artifact(
+        max(checkpoints, key=lambda artifact: artifact.manifest.created_at).path
+    )  # hashes are checked
     quantization = _check_checkpoint(config, newest.path)
     ensure_metrics_key(run_folder)
     metrics_folder = Path(tempfile.gettempdir()) / f"raymill-metrics-{os.urandom(6).hex()}"

@@ -445,7 +445,7 @@ void choose_row(const float* logits, int64_t vocab, Choice& choice, Scratch& scr
     if (largest.logit == -std::numeric_limits<float>::infinity()) return;
   }
   choice.token = choice.temperature > 0 ? draw(row, vocab, largest.logit, choice, scratch) : largest.token;
-  if (choice.num_top >= 0)
+  if (choice.num_top >= 0 && choice.token >= 0)  // -1 where penalties left no finite logit
     score_row(logits, vocab, raw, choice.token, choice.num_top, &choice.logprob, choice.top_ids, choice.top_logprobs,
               scratch);
 }
