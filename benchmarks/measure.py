@@ -27,6 +27,15 @@ _SAMPLE_S = 0.25
 _MARK = "RAYMILL_BENCHMARK"
 _TICKS = os.sysconf("SC_CLK_TCK")
 
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join(
+        each for each in (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")) if each
+    ),
+    "HF_HUB_OFFLINE": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+"""Of every side that compares with the product."""
+
 
 @dataclass(frozen=True)
 class Side:
@@ -198,3 +207,8 @@ class _Tree:
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def flags(**values: object) -> list[str]:
+    """`--seq-len 256` of seq_len=256."""
+    return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]

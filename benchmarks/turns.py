@@ -127,3 +127,9 @@ class _Running:
             assert pipe is not None
             with suppress(BrokenPipeError):
                 pipe.close()
+
+
+def failures(talks: Mapping[str, Talk], missing: Mapping[str, str]) -> list[str]:
+    """A note for each side without a figure."""
+    broken = {name: talk.failure for name, talk in talks.items() if talk.failure is not None}
+    return [f"no figure of {name}: {why}" for name, why in (broken | dict(missing)).items()]

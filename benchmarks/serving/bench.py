@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from benchmarks.measure import Side
+from benchmarks.measure import ENVIRONMENT, Side
 from benchmarks.peers import Peers, ensure
 from benchmarks.serving.models import Model, Shape
-from benchmarks.turns import Talk
 
 SIDES = Path(__file__).parent / "sides"
-_ROOT = Path(__file__).parents[2]
 
 TORCH = ("torch==2.13.0",)
 """Installed before every peer and moved by none: any other version would bring gigabytes of CUDA. For an installation
@@ -81,21 +77,3 @@ class Bench:
         if peer is not None:
             python = (self.vllm if peer in VLLM_PINS else self.peers).python
         return Side(name, SIDES / f"{script}.py", python, [str(each) for each in options])
-
-
-def flags(**values: object) -> list[str]:
-    """`--prompt-tokens 64` of prompt_tokens=64."""
-    return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-
-
-def failures(talks: Mapping[str, Talk], missing: Mapping[str, str]) -> list[str]:
-    """A note for each side without a figure."""
-    broken = {name: talk.failure for name, talk in talks.items() if talk.failure is not None}
-    return [f"no figure of {name}: {why}" for name, why in (broken | dict(missing)).items()]
-
-
-ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join(each for each in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if each),
-    "HF_HUB_OFFLINE": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-}

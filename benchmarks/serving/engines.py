@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Side, error_line, say
-from benchmarks.serving.bench import Bench, failures, flags
+from benchmarks.measure import Side, error_line, flags, say
+from benchmarks.serving.bench import Bench
 from benchmarks.serving.models import LARGE, SMALL, Shape
 from benchmarks.table import OURS, Row
-from benchmarks.turns import Talk, play
+from benchmarks.turns import Talk, failures, play
 
 DECODES, PREFILL = ("1", "8", "32"), "prefill"
 PREFILL_TOKENS = 512

@@ -11,11 +11,11 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.measure import spread
-from benchmarks.serving.bench import Bench, failures, flags
+from benchmarks.measure import flags, spread
+from benchmarks.serving.bench import Bench
 from benchmarks.serving.models import SMALL
 from benchmarks.table import Row
-from benchmarks.turns import Talk, play
+from benchmarks.turns import Talk, failures, play
 
 _ENGINE, _UVICORN, _SERVE = "the engine in process", "plain uvicorn", "Ray Serve"
 _CLIENTS = (8, 32)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from benchmarks.measure import Side, take_turns
-from benchmarks.serving.bench import Bench, failures, flags
+from benchmarks.measure import Side, flags, take_turns
+from benchmarks.serving.bench import Bench
 from benchmarks.serving.engines import INT4, engine_sides
 from benchmarks.serving.models import LARGE
 from benchmarks.table import OURS, Row
-from benchmarks.turns import Talk, play
+from benchmarks.turns import Talk, failures, play
 
 _SEQUENCES, _PROMPT_TOKENS, _NEW_TOKENS = 32, 64, 48
 _PAGES = _SEQUENCES * 4

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Side
+from benchmarks.measure import ENVIRONMENT, Side
 from benchmarks.peers import Peers
 from benchmarks.training.tokens import rows_file, tokens_folder
 from benchmarks.turns import Talk, play
 
 SIDES = Path(__file__).parent / "sides"
-_ROOT = Path(__file__).parents[2]
 
 TORCH = ("torch==2.13.0",)
 """Installed before every peer and moved by none: any other version would bring gigabytes of CUDA. For an installation
@@ -60,22 +59,3 @@ class Bench:
     def missing(self, *peers: str) -> dict[str, str]:
         """Those that could not be installed, and why."""
         return {name: self.peers.missing[name] for name in peers if name in self.peers.missing}
-
-
-def flags(**values: object) -> list[str]:
-    """`--seq-len 256` of seq_len=256."""
-    return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-
-
-def failures(talks: Mapping[str, Talk], missing: Mapping[str, str]) -> list[str]:
-    """A note for each side without a figure."""
-    broken = {name: talk.failure for name, talk in talks.items() if talk.failure is not None}
-    return [f"no figure of {name}: {why}" for name, why in (broken | dict(missing)).items()]
-
-
-ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join(each for each in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if each),
-    "HF_HUB_OFFLINE": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-}
-"""Of every side."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from benchmarks.measure import flags
 from benchmarks.table import OURS, Row
-from benchmarks.training.bench import Bench, failures, flags
+from benchmarks.training.bench import Bench
 from benchmarks.training.sides.timing import FEEDS
 from benchmarks.training.tokens import SEQ_LEN
+from benchmarks.turns import failures
 
 _BATCH_SIZE = 8
 _PACKED = "raymill, documents packed whole"

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.measure import ONE_THREAD, error_line, say
+from benchmarks.measure import ENVIRONMENT, ONE_THREAD, error_line, flags, say
 from benchmarks.table import Row
-from benchmarks.training.bench import ENVIRONMENT, SIDES, Bench, flags
+from benchmarks.training.bench import SIDES, Bench
 from benchmarks.training.steps import BATCH_SIZE, DIM, LAYERS
 from benchmarks.training.tokens import SEQ_LEN
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from benchmarks.measure import flags
 from benchmarks.table import OURS, Row
-from benchmarks.training.bench import Bench, failures, flags
+from benchmarks.training.bench import Bench
 from benchmarks.training.steps import DIM, LAYERS
+from benchmarks.turns import failures
 
 
 def save(bench: Bench) -> list[Row]:

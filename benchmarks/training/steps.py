@@ -9,11 +9,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 
-from benchmarks.measure import Side
+from benchmarks.measure import Side, flags
 from benchmarks.table import OURS, Row
-from benchmarks.training.bench import Bench, failures, flags
+from benchmarks.training.bench import Bench
 from benchmarks.training.tokens import SEQ_LEN, VOCAB_SIZE
-from benchmarks.turns import Talk
+from benchmarks.turns import Talk, failures
 
 LAYERS, DIM, BATCH_SIZE = 6, 384, 8
 WIDE = 768

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Side, spread, take_turns
+from benchmarks.measure import ENVIRONMENT, Side, flags, spread, take_turns
 from benchmarks.table import Row
-from benchmarks.training.bench import ENVIRONMENT, SIDES, Bench, flags
+from benchmarks.training.bench import SIDES, Bench
 from benchmarks.training.steps import DIM, LAYERS
 from benchmarks.training.tokens import SEQ_LEN
 
