@@ -49,7 +49,7 @@ class FakeEngine:
 
     def __init__(self, args):
         self.args, self.asked, self.dropped, self.errored, self.down = args, [], [], False, False
-        self.script, self.wait, self.fail = [], None, False
+        self.script, self.wait, self.fail = [], None, None
         FakeEngine.made = self
 
     @classmethod
@@ -59,7 +59,7 @@ class FakeEngine:
     async def generate(self, prompt, sampling_params, request_id, lora_request=None):
         self.asked.append((prompt, sampling_params, request_id, lora_request))
         try:
-            if self.fail:
+            if self.fail == request_id:
                 raise RuntimeError("out of memory")
             params = sampling_params.settings
             scores = None
@@ -181,7 +181,7 @@ def test_abort_failure_and_close_end_streams(engine):
     assert (engine.stats().active, engine.stats().queued) == (2, 1)
     engine.abort("0"), engine.abort("nobody")
     assert read(streams[0]) == ("", "abort", 1)
-    inner.fail = True
+    inner.fail = "bad"
     assert read(engine.submit(request("bad"))) == ("", "error", 1)
     engine.close()
     assert [read(stream)[1] for stream in streams[1:]] == ["abort", "abort"]

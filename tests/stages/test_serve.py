@@ -305,7 +305,7 @@ def test_monitor_watches_both_replicas(endpoint, tmp_path):
 
 
 def test_what_a_killed_replica_was_asked_is_asked_elsewhere(endpoint):
-    """Mostly: the replica may be killed while HAProxy tries again; then the client is told to, or disconnected."""
+    """Where HAProxy still can: a request whose second try meets the dying replica is told to be sent again, or cut off."""
     made, _, lines, _ = endpoint
     if os.environ["RAY_SERVE_ENABLE_HA_PROXY"] != "1":
         pytest.skip("Ray's own proxy loses what a replica was working on")
@@ -323,7 +323,8 @@ def test_what_a_killed_replica_was_asked_is_asked_elsewhere(endpoint):
         os.kill(before[0], signal.SIGKILL)
         answers = [answer for answer in asked if answer is not None]
     whole = [answer for answer in answers if answer.status_code == 200]
-    assert len(whole) >= 6 and {answer.headers.get("retry-after") for answer in answers if answer not in whole} <= {"1"}
+    assert len(whole) > 4, "more than the half that the other replica was asked"
+    assert {answer.headers.get("retry-after") for answer in answers if answer not in whole} <= {"1"}
     assert len({answer.json()["choices"][0]["text"] for answer in whole}) == 1
     deadline = time.monotonic() + 30
     while len(set(ours("ray::ServeReplica")) - {before[0]}) < 2 and time.monotonic() < deadline:
