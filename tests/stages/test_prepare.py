@@ -115,6 +115,7 @@ with Cluster(ClusterConfig()) as cluster:
 """
 
 
+@pytest.mark.chaos  # test_data_faults kills at random points in every run of the checks
 def test_kill_9_and_go_on(corpus: Artifact, sources: Path, cluster: Cluster, tmp_path: Path) -> None:
     config = config_of(sources)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

@@ -135,7 +135,7 @@ def test_a_start_from_another_shape_or_tokenizer_is_refused(tokens: Artifact, in
         train.run(CONFIG, inputs("train", tokens, checkpoint("b", 1, ours + b" ")), None)
 
 
-@pytest.mark.parametrize("max_failures", [0, 3])
+@pytest.mark.parametrize("max_failures", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_what_a_worker_says_reaches_the_user(
     cluster: Cluster,
     tokens: Artifact,
