@@ -227,7 +227,8 @@ class _MatrixMemory:
         """The address of so many bytes at the beginning of a cache line."""
         count_bytes = -(-count_bytes // _LINE_BYTES) * _LINE_BYTES
         if count_bytes > self._left_bytes:
-            piece = mmap.mmap(-1, max(count_bytes, _PIECE_BYTES))
+            # Private: shared memory, which mmap gives otherwise, gets no large pages.
+            piece = mmap.mmap(-1, max(count_bytes, _PIECE_BYTES), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 with contextlib.suppress(OSError):  # a kernel without them
                     piece.madvise(mmap.MADV_HUGEPAGE)
