@@ -1,6 +1,7 @@
 import asyncio
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,6 +151,34 @@ def test_three_failures_in_a_row_are_unhealthy_and_one_success_heals(engine_of, 
     assert [read(engine.submit(request(str(n))))[1] for n in range(3)] == ["error"] * 3
     assert not engine.stats().healthy
     assert read(engine.submit(request("d")))[1] == "length"
+    assert engine.stats().healthy
+
+
+@pytest.mark.parametrize("prompt_tokens,within_s,beyond_s", [(1, 119, 121), (200, 190, 220)])
+def test_a_step_that_does_not_come_back_is_unhealthy(
+    engine_of, alphabet, monkeypatch, prompt_tokens, within_s, beyond_s
+):
+    gate, passed_s = Gate(alphabet(num_pages=16, max_seq_len=256)), [0.0]
+    monkeypatch.setattr("raymill.inference.engine.time", SimpleNamespace(monotonic=lambda: passed_s[0]))
+    engine = engine_of(gate, max_step_tokens=250)
+    stream = engine.submit(request(prompt=[1] * prompt_tokens, max_tokens=1))
+    assert gate.entered.acquire(timeout=10)
+    assert engine.stats().healthy
+    passed_s[0] = within_s  # a long step is no hanging one
+    assert engine.stats().healthy
+    passed_s[0] = beyond_s
+    assert not engine.stats().healthy
+    gate.open.release()  # it came back after all
+    assert read(stream)[1] == "length" and becomes(lambda: engine.stats().healthy)
+
+
+def test_an_idle_engine_stays_healthy(engine_of, alphabet, monkeypatch):
+    passed_s = [0.0]
+    monkeypatch.setattr("raymill.inference.engine.time", SimpleNamespace(monotonic=lambda: passed_s[0]))
+    engine = engine_of(alphabet())
+    read(engine.submit(request()))
+    assert becomes(lambda: not engine.stats().active)
+    passed_s[0] = 1e6
     assert engine.stats().healthy
 
 
