@@ -135,6 +135,8 @@ def test_chunks_that_want_nothing_give_no_rows():
 def test_pages_are_bounded_by_memory():
     config = ModelConfig()
     assert page_bytes(config) == 2**17
+    narrow = ModelConfig(head_dim=8)  # a value is padded to 16 numbers, a key is not
+    assert (page_bytes(narrow), page_bytes(narrow, "int8")) == (8 * 32 * 4 * 24, 8 * 32 * (24 + 8))
     assert fit_pages(config, slots=16, max_bytes=4 * 2**20) == 32
     assert fit_pages(config, slots=2, max_bytes=4 * 2**20) == 16
     with pytest.raises(MachineError, match=r"max_kv_cache_mib to at least 1, or serve\.kv_cache to int8"):

@@ -2,7 +2,8 @@
 
 A page holds keys and values of PAGE_TOKENS consecutive positions of one sequence in every layer: 2 x num_layers x
 num_kv_heads x head_dim numbers for each position, 4 bytes each in fp32; in int8 1 byte each and one fp32 scale for each
-head's key and value (4 layers of 2 heads of 64: 128 KiB a page, or 34). Where pages lie is the step's business.
+head's key and value (4 layers of 2 heads of 64: 128 KiB a page, or 34). Where pages lie is the step's business; the native
+one pads a value to 16 numbers, which counts here for every step.
 
 `PagePool` counts who holds a page. A full page is found again by the ids that led to it, so sequences with one beginning
 share its pages; pages that no one holds any more stay until others need the memory, least recently used first (the idea
@@ -21,6 +22,7 @@ from raymill.errors import MachineError
 from raymill.model.config import ModelConfig
 
 PAGE_TOKENS = 32
+_PADDED_TO = 16  # kLanes of native/vector.h
 KvPrecision = Literal["fp32", "int8"]
 PageKey = bytes
 """What a full page holds: a hash of its ids and of everything before them."""
@@ -33,8 +35,9 @@ def pages_for(tokens: int) -> int:
 
 def page_bytes(config: ModelConfig, precision: KvPrecision = "fp32") -> int:
     """Memory of one page."""
-    heads = 2 * config.num_layers * config.num_kv_heads * PAGE_TOKENS
-    return heads * (4 * config.head_width if precision == "fp32" else config.head_width + 4)
+    rows = config.num_layers * config.num_kv_heads * PAGE_TOKENS
+    numbers = config.head_width + -(-config.head_width // _PADDED_TO) * _PADDED_TO  # of a key and a value
+    return rows * (4 * numbers if precision == "fp32" else numbers + 2 * 4)
 
 
 def fit_pages(config: ModelConfig, slots: int, max_bytes: int, precision: KvPrecision = "fp32") -> int:
