@@ -15,6 +15,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import os
+import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,6 +43,9 @@ _LINE_BYTES = 64
 _PIECE_BYTES = 32 * 2**20
 """Memory for packed matrices is taken in pieces of so much, or of a matrix's size where that is larger."""
 
+_CLOSED = "a step was refused: it was closed, or this process is a fork of the one that made it"
+_open: weakref.WeakSet[NativeStep] = weakref.WeakSet()
+
 
 class NativeStep:
     """`ModelStep` over compiled code. Not for two threads at once."""
@@ -56,6 +61,7 @@ class NativeStep:
         self._memory = _MatrixMemory()
         shape = _shape(weights, num_pages, kv, threads)
         self._model = library.raymill_model_new(ctypes.byref(shape))
+        _open.add(self)
         if not self._model:
             raise MachineError(
                 "the native engine cannot start",
@@ -102,6 +108,8 @@ class NativeStep:
         logits_NV = self._room(num_logits)
         hidden_ND = np.empty((num_hidden, self._config.model_dim), np.float32) if num_hidden else None
         hidden_at = None if hidden_ND is None else hidden_ND.ctypes.data
+        if self._model is None:
+            raise ValueError(_CLOSED)
         packed = array("i", words)
         at, length = packed.buffer_info()
         place = self._table_at if table is self._table else self._find_table(table)
@@ -114,6 +122,8 @@ class NativeStep:
 
     def load_adapter(self, tensors: dict[str, tuple[Floats, Floats]], scale: float) -> int:
         """See ModelStep. ArtifactError where a tensor belongs to no matrix of the blocks, or is of another shape."""
+        if self._model is None:
+            raise ValueError(_CLOSED)
         deltas = [self._delta(name, *pair, scale) for name, pair in sorted(tensors.items())]
         number: int = self._library.raymill_adapter_new(self._model)
         for layer, kind, delta in deltas:
@@ -121,7 +131,8 @@ class NativeStep:
         return number
 
     def close(self) -> None:
-        """Ends its threads and gives its memory back; no call may follow."""
+        """Ends its threads and gives its memory back; a call that follows is refused. In a fork of the process that made it
+        it is closed from the start."""
         if self._model:
             self._library.raymill_model_free(self._model)
             self._model = None
@@ -214,6 +225,15 @@ class NativeStep:
         down = self._keep(np.ascontiguousarray(a_rK, np.float32))
         up = self._keep(np.ascontiguousarray((b_Nr * np.float32(scale)).T, np.float32))
         return layer, join.kind, door.Delta(len(a_rK), join.columns, first, rows, down, up)
+
+
+def _leave_to_parent() -> None:
+    """In a fork no step has its threads: to end them would wait for ever. Its memory goes with the process."""
+    for step in _open:
+        step._model = None
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class _MatrixMemory:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -17,7 +18,9 @@ from raymill.compression.quantize import load_served_model
 from raymill.errors import ArtifactError
 from raymill.inference import native
 from raymill.inference.native.build import runnable_targets
+from raymill.inference.kv_cache import page_bytes
 from raymill.inference.native_step import NativeStep
+from raymill.inference.native_weights import CheckpointWeights
 from raymill.inference.step import Chunk
 from raymill.inference.torch_step import TorchStep
 from raymill.model.weights import save_model
@@ -255,6 +258,43 @@ def test_what_would_read_outside_memory_is_refused(chunk, page, why, load):
     assert np.isfinite(logits_of(step, prompt_of(3))).all()
 
 
+@pytest.mark.parametrize("ask", ["step", "adapter"])
+def test_a_closed_step_refuses(ask, load):
+    step = load()
+    step.close()
+    step.close()
+    with pytest.raises(ValueError, match="closed"):
+        step([Chunk(0, 0, (1,), 1)], table_of(1)) if ask == "step" else step.load_adapter({}, 1.0)
+
+
+def test_a_fork_is_refused_and_ends(checkpoint, load):
+    load()  # or a skip
+    program = """
+import os, pathlib, signal, sys
+import numpy as np
+from raymill.inference.native_step import NativeStep
+from raymill.inference.step import Chunk
+step = NativeStep.load(pathlib.Path(sys.argv[1]), num_pages=5, kv_precision="fp32", threads=2)
+ask = lambda: step([Chunk(0, 0, (1,), 1)], np.arange(5, dtype=np.int32)[None]).logits_NV.sum()
+before, child = ask(), os.fork()
+if child == 0:
+    signal.alarm(10)
+    try:
+        ask()
+    except ValueError as error:
+        step.close()
+        sys.exit(7 if "fork" in str(error) else 8)
+_, status = os.waitpid(child, 0)
+print(os.waitstatus_to_exitcode(status), ask() == before)
+step.close()
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program, str(checkpoint())]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split() == [
+        "7",
+        "True",
+    ]
+
+
 def damaged(folder, tmp_path, change):
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
@@ -348,6 +388,25 @@ def test_a_machine_without_room_is_told_what_to_lower(pages, threads, checkpoint
     )
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert "lower serve.max_kv_cache_mib, or the serve role's threads" in told.stdout
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's count of a process's memory")
+@pytest.mark.parametrize("kv", ["fp32", "int8"])
+@pytest.mark.parametrize("name", ["llama", "llama untied, odd widths", "qwen3 head_dim"])  # heads of 16, 6 and 48
+def test_a_page_takes_what_it_is_said_to(name, kv, checkpoint, load):
+    load()  # or a skip
+    weights = CheckpointWeights(checkpoint(name))
+    size_bytes = page_bytes(weights.config, kv)
+    pages = 2**28 // size_bytes
+    before_bytes = reserved_bytes()
+    step = NativeStep(native.library(), weights, pages, kv, threads=1)
+    taken_bytes = reserved_bytes() - before_bytes
+    step.close()
+    assert 0 <= taken_bytes - pages * size_bytes < 40 * 2**20  # its weights lie in 32 MiB
+
+
+def reserved_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def test_threads_rest_between_steps(load):
