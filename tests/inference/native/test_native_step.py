@@ -17,8 +17,8 @@ from raymill.compression.kv_cache import round_keys_and_values
 from raymill.compression.quantize import load_served_model
 from raymill.errors import ArtifactError
 from raymill.inference import native
-from raymill.inference.native.build import runnable_targets
 from raymill.inference.kv_cache import page_bytes
+from raymill.inference.native.build import runnable_targets
 from raymill.inference.native_step import NativeStep
 from raymill.inference.native_weights import CheckpointWeights
 from raymill.inference.step import Chunk
