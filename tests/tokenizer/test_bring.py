@@ -91,6 +91,20 @@ def test_a_byte_level_one_is_lossless_and_keeps_its_ids(texts: list[str], tmp_pa
         assert "".join([decoder.push(token) for token in brought.encode(text)]) + decoder.finish() == text
 
 
+def test_a_token_not_spelled_in_the_letters_of_bytes_is_its_own_text(texts: list[str], tmp_path: Path) -> None:
+    added = ["<tool call>", "two\u00a0parts", "\u4e2d\u6587"]
+
+    def shape(texts: Iterable[str], end: str) -> tokenizers.Tokenizer:
+        inner = gpt2_shaped(texts, end)
+        inner.add_tokens(added)
+        return inner
+
+    tokenizer = bring(shape, texts, tmp_path, "<|endoftext|>")
+    for text in added:
+        [token] = tokenizer.encode(text)
+        assert tokenizer.token_bytes(token).decode() == text
+
+
 @pytest.mark.parametrize("end", END_TOKENS)
 def test_the_end_token_is_found_by_its_name_and_kept(texts: list[str], tmp_path: Path, end: str) -> None:
     brought = bring(gpt2_shaped, texts, tmp_path, end)

@@ -45,7 +45,7 @@ class StoredTensor:
         dtype = np.dtype(_TYPES[self.kind])
         size = math.prod(self.shape) * dtype.itemsize
         # Memory of its own, not malloc's, which keeps up to 50 MB of what large arrays leave behind.
-        memory = mmap.mmap(-1, max(size, 1))
+        memory = mmap.mmap(-1, max(size, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with self.path.open("rb", buffering=0) as file, memoryview(memory) as view:
             file.seek(self.offset_bytes)
             done = 0

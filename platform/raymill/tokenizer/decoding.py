@@ -20,10 +20,17 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "\u2581"
 
 
+class _Latin1(dict[int, int]):
+    """Letters to the bytes they stand for, as `str.translate` asks; any other letter to one that Latin-1 has not."""
+
+    def __missing__(self, letter: int) -> int:
+        return 0xFFFF
+
+
 def bytes_of_ids(inner: tokenizers.Tokenizer, vocab_size: int, special: Container[int]) -> list[bytes]:
     """By id; special ids and ids that no token has stand for nothing."""
     kinds, mark = _decoder(inner)
-    letters = byte_letters()
+    as_latin_1 = _Latin1({ord(letter): byte for letter, byte in byte_letters().items()})
     anchor = next((token for token in range(vocab_size) if token not in special and inner.id_to_token(token)), 0)
     found = []
     for index in range(vocab_size):
@@ -32,8 +39,10 @@ def bytes_of_ids(inner: tokenizers.Tokenizer, vocab_size: int, special: Containe
             found.append(b"")
         elif "ByteLevel" in kinds:
             token = token.removeprefix(mark)
-            spelled = all(letter in letters for letter in token)
-            found.append(bytes(letters[letter] for letter in token) if spelled else token.encode())
+            try:
+                found.append(token.translate(as_latin_1).encode("latin-1"))
+            except UnicodeEncodeError:  # not spelled in the letters of bytes
+                found.append(token.encode())
         elif kinds & {"Metaspace", "ByteFallback"}:
             byte = _BYTE.fullmatch(token)
             found.append(bytes([int(byte[1], 16)]) if byte else token.replace(_SPACE, " ").encode())

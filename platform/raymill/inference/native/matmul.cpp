@@ -33,12 +33,21 @@ void pack_f32(const float* weights, int channels, int columns, uint8_t* block) {
     }
 }
 
+// Four bytes are moved at once, here and in pack_i4: most of a model's start is this.
 void pack_i8(const int8_t* weights, const float* scales, int channels, int columns, uint8_t* block) {
-    for (int n = 0; n < kBlock; ++n) {
-        for (int k = 0; k < 4 * quads(columns); ++k) {
-            const bool inside = n < channels && k < columns;
-            const int value = inside ? weights[int64_t{n} * columns + k] : 0;
-            block[int64_t{k / 4} * 64 + 4 * n + k % 4] = static_cast<uint8_t>(value) ^ target::kFlip;
+    constexpr uint32_t kFlips = target::kFlip * 0x01010101u;
+    for (int q = 0; q < quads(columns); ++q) {
+        const int left = columns - 4 * q;
+        for (int n = 0; n < kBlock; ++n) {
+            const int8_t* from = weights + int64_t{n} * columns + 4 * q;
+            uint32_t four = 0;
+            if (n < channels && left >= 4) {
+                std::memcpy(&four, from, 4);
+            } else if (n < channels && left > 0) {
+                std::memcpy(&four, from, left);
+            }
+            four ^= kFlips;
+            std::memcpy(block + int64_t{q} * 64 + 4 * n, &four, 4);
         }
     }
     float* out = reinterpret_cast<float*>(block + int64_t{quads(columns)} * 64);
@@ -46,9 +55,6 @@ void pack_i8(const int8_t* weights, const float* scales, int channels, int colum
 }
 
 void pack_i4(const uint8_t* weights, const uint16_t* scales, int channels, int columns, int group, uint8_t* block) {
-    const auto nibble = [&](int n, int k) {
-        return n < channels ? weights[int64_t{n} * (columns / 2) + k / 2] >> (4 * (k % 2)) & 15 : 8;
-    };
     std::memset(block, 0, static_cast<size_t>(block_bytes(Precision::i4, columns, group)));
     const int groups = columns / group;
     for (int g = 0; g < groups; ++g) {
@@ -57,10 +63,15 @@ void pack_i4(const uint8_t* weights, const uint16_t* scales, int channels, int c
             const uint16_t half = half_at(scales, int64_t{n} * groups + g);
             std::memcpy(out + 2 * n, &half, sizeof half);
         }
-        for (int i = 0; i < group * 8; ++i) {  // 4 bytes each of 16 channels, 64 per 8 values
-            const int n = i % 64 / 4;
-            const int k = g * group + i / 64 * 8 + i % 4;
-            out[kScaleBytes + i] = static_cast<uint8_t>(nibble(n, k) | nibble(n, k + 4) << 4);
+        for (int j = 0; j < group / 8; ++j) {
+            for (int n = 0; n < kBlock; ++n) {
+                uint8_t four[4] = {0x88, 0x88, 0x88, 0x88};  // eight values; 8 is zero
+                if (n < channels) std::memcpy(four, weights + (int64_t{n} * columns + g * group + 8 * j) / 2, 4);
+                const auto low = [&](int i) { return static_cast<uint8_t>((four[i] & 15) | (four[i + 2] & 15) << 4); };
+                const auto high = [&](int i) { return static_cast<uint8_t>(four[i] >> 4 | (four[i + 2] & 0xf0)); };
+                const uint8_t both[4] = {low(0), high(0), low(1), high(1)};
+                std::memcpy(out + kScaleBytes + j * 64 + 4 * n, both, 4);
+            }
         }
     }
 }
