@@ -226,6 +226,21 @@ def test_any_json_object_or_plain_text(real):
     assert plain[0] == plain[1] != text
 
 
+def test_a_schema_that_leads_nowhere_is_400_because_clients_repeat_500(real, monkeypatch):
+    def fail(match):
+        raise RuntimeError("on purpose")
+
+    asked = {"model": "tiny", "messages": CHAT, "response_format": {"type": "json_object"}}
+    chat(real, **asked)  # compiled from here on
+    monkeypatch.setattr("raymill.inference.grammar._Match.mask", fail)
+    with real.http() as http:
+        failed = http.post("/v1/chat/completions", json=asked)
+    assert failed.status_code == 400, failed.text
+    assert failed.json()["error"]["param"] == "response_format"
+    assert "simplify the schema" in failed.json()["error"]["message"]
+    assert real.engine.stats().healthy
+
+
 def test_an_adapter_is_asked_for_by_its_name(real):
     with real.http() as http:
         models = http.get("/v1/models").json()["data"]

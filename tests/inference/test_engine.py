@@ -463,28 +463,38 @@ def test_a_grammar_decides_and_one_that_allows_nothing_ends_its_own_request(engi
 class Refusing:
     """Its mask allows what `advance` then refuses: a grammar that became too complex to follow."""
 
-    def __init__(self, allowed):
-        self.allowed = allowed
+    def __init__(self, allowed, says=ValueError):
+        self.allowed, self.says = allowed, says
 
     def start(self):
         return self
 
     def mask(self):
+        if self.allowed is None:
+            raise self.says("no mask")
         return np.array([self.allowed], np.uint32)
 
     def advance(self, token):
-        raise ValueError("too complex")
+        raise self.says("too complex")
 
 
-@pytest.mark.parametrize("allowed", [0, 2**27 - 1])
-def test_a_grammar_that_leads_nowhere_ends_its_own_request_and_says_nothing_of_the_engine(engine_of, alphabet, allowed):
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(
+    "allowed,says", [(0, ValueError), (2**27 - 1, ValueError), (2**27 - 1, RuntimeError), (None, RuntimeError)]
+)
+def test_a_grammar_that_leads_nowhere_ends_its_own_request_and_says_nothing_of_the_engine(
+    engine_of, alphabet, monkeypatch, allowed, says, compiled
+):
+    if not compiled:
+        monkeypatch.setattr("raymill.inference.compiled_draws.functions", lambda: None)
     engine = engine_of(alphabet())
     with engine._work:  # both in one step
-        plain, stuck = engine.submit(request("plain")), engine.submit(request("stuck", grammar=Refusing(allowed)))
+        plain, stuck = engine.submit(request("plain")), engine.submit(request("stuck", grammar=Refusing(allowed, says)))
     assert read(plain)[:2] == ("bcd", "length")
-    assert read(stuck)[1] == "error"
+    last = [event for events in stuck for event in events][-1]
+    assert (last.finish_reason, last.stuck) == ("error", True)
     for n in range(4):
-        assert read(engine.submit(request(f"stuck{n}", grammar=Refusing(allowed))))[1] == "error"
+        assert read(engine.submit(request(f"stuck{n}", grammar=Refusing(allowed, says))))[1] == "error"
     assert engine.stats().healthy
 
 

@@ -99,7 +99,7 @@ class Completion:
             self._engine.abort(self._asked[number].request.id)
 
     async def answer(self) -> dict[str, Any]:
-        """The whole answer. RequestError 500 or 503 when the engine gave up on it."""
+        """The whole answer. RequestError (400, 500 or 503) when the engine gave up on it."""
         choices: list[dict[str, Any]] = [{}] * len(self._asked)
         async for number, events in self._merged(None):
             self._count(events)
@@ -134,6 +134,9 @@ class Completion:
             self._begun = True
             self._on_first()
         self._tokens += len(events) - (not last.counts)
+        if last.stuck:  # 400: clients send again what fails with 500
+            what = "no token conforms to the schema here, or it became too complex to follow"
+            raise RequestError(what, field="response_format", fix="simplify the schema")
         if last.finish_reason == "error":
             self.failed = True
             raise RequestError("the model failed on this request", status=500, fix="send it again")

@@ -8,6 +8,7 @@ Cost of a token: about 2 us without stop strings and log probabilities.
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 
@@ -21,6 +22,8 @@ from raymill.inference.scheduler import Progression
 from raymill.inference.step import Chunk, Floats
 from raymill.inference.stream import Stream
 from raymill.inference.text import Decoder, TextStream
+
+_log = logging.getLogger(__name__)
 
 
 class Completion:
@@ -77,7 +80,8 @@ class Completion:
             return False
         try:
             self.sampler.push(token)
-        except ValueError:  # too complex to follow any further
+        except Exception as error:  # most often too complex to follow any further; no reason to stop the others
+            _log.warning("a completion's grammar refused its token", exc_info=not isinstance(error, ValueError))
             self.failed = self.stuck = True
         return not self.failed
 
@@ -100,7 +104,8 @@ class Completion:
 
     def without_token(self, reason: FinishReason) -> TokenEvent:
         """The last event of a request whose end is no token."""
-        return TokenEvent("", reason, prompt=self._take_prompt() if reason == "length" else None, counts=False)
+        prompt, stuck = self._take_prompt() if reason == "length" else None, self.stuck and reason == "error"
+        return TokenEvent("", reason, prompt=prompt, counts=False, stuck=stuck)
 
     def _take_prompt(self) -> tuple[TokenLogprob, ...] | None:
         prompt, self._prompt = self._prompt, None

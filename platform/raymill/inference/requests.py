@@ -57,6 +57,8 @@ class TokenEvent(NamedTuple):
     """Set on the first event, where prompt_logprobs are asked for."""
     counts: bool = True
     """Whether the event stands for a token that was made."""
+    stuck: bool = False
+    """Set on a last event of "error" where the grammar leads no further: nothing is wrong with the model."""
 
 
 @dataclass(frozen=True)

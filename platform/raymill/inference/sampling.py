@@ -14,6 +14,7 @@ cuts and draws are sums of integers that no order of addition changes, and compi
 from __future__ import annotations
 
 import hashlib
+import logging
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from raymill.inference import compiled_draws, draws
-from raymill.inference.grammar import Match
+from raymill.inference.grammar import Mask, Match
 from raymill.inference.step import Floats
 
+_log = logging.getLogger(__name__)
 NO_TOKEN = -1
 """Chosen where nothing can be: the row's logits are not finite, or the grammar allows no token."""
 
@@ -99,6 +101,15 @@ class Sampler:
         if self._places is not None:
             self.seen_counts[self._see(token)] += 1
 
+    def mask(self) -> Mask:
+        """What the grammar allows: nothing where it fails, so that its own request ends and not the step of all."""
+        assert self.match is not None
+        try:
+            return self.match.mask()
+        except Exception:
+            _log.exception("a grammar failed; its completion ends")
+            return np.zeros(1, np.uint32)
+
     def _see(self, token: int) -> int:
         assert self._places is not None
         place = self._places.setdefault(token, len(self._places))
@@ -127,7 +138,7 @@ def choose(
         if sampler.sampling.temperature:
             choice.point = int(uniform(sampler.sampling.seed, sampler.number) * 2.0**53)
         if sampler.match is not None:
-            masks.append(mask := sampler.match.mask())
+            masks.append(mask := sampler.mask())
             choice.set_mask(mask)
         choice.set_seen(sampler.seen_ids, sampler.seen_counts)
         choices.append(choice)
@@ -176,7 +187,7 @@ def _choose(logits_V: Floats, sampler: Sampler) -> tuple[int, TokenLogprob | Non
 def _edit(logits_V: Floats, sampler: Sampler) -> Floats:
     sampling, edited_V = sampler.sampling, logits_V.copy()
     if sampler.match is not None:
-        edited_V[~draws.allowed(sampler.match.mask(), len(edited_V))] = -np.inf
+        edited_V[~draws.allowed(sampler.mask(), len(edited_V))] = -np.inf
     if sampling.logit_bias:
         draws.add(edited_V, *[np.array(column) for column in zip(*sampling.logit_bias, strict=True)])
     if sampler.seen_ids:
