@@ -44,3 +44,14 @@ def test_inputs_that_are_always_zero_do_no_harm():
 def test_fewer_tokens_than_channels_are_enough_to_go_on():
     weight, x = drawn(8, 64), drawn(5, 64, seed=1)
     assert bool(torch.isfinite(round_with_moments(weight, scaled(weight), (x.t() @ x).double(), -8, 7)).all())
+
+
+def test_weights_that_were_pruned_stay_zero_and_the_others_make_up_for_them():
+    weight = drawn(40, 160)
+    weight[drawn(40, 160, seed=4) > 0] = 0
+    x = drawn(2000, 24, seed=1) @ drawn(24, 160, seed=2) + 0.1 * drawn(2000, 160, seed=3)
+    scale = scaled(weight)
+    values = round_with_moments(weight, scale, (x.t() @ x).double(), -8, 7)
+    assert not bool(values[weight == 0].any())
+    error, plain = (((each * scale - weight) @ x.t()).square().sum() for each in (values, rounded(weight, scale)))
+    assert error < 0.5 * plain

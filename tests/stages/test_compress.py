@@ -94,12 +94,14 @@ def test_a_model_that_lost_too_much_is_refused_with_the_figures_and_nothing_is_p
                 weight.mul_(20)[:, 0] = 1e4
     save_model(inputs["checkpoint"].path, model, 0)
     write_own_text(model, inputs["tokens"].path / "val-00000.bin")
+    screen = StringIO()
+    shown = Inputs(inputs.artifacts, inputs.draft, inputs.run_folder, Progress("compress", screen))
     with pytest.raises(QualityError, match=r"int8 makes the model .* worse") as refused:
-        compress.run(
-            compress.Config(max_quality_loss=0.0, calibration_sequences=None), inputs, Cluster(ClusterConfig())
-        )
+        compress.run(compress.Config(max_quality_loss=0.0, calibration_sequences=None), shown, Cluster(ClusterConfig()))
     assert "perplexity" in str(refused.value) and "max_quality_loss" in str(refused.value)
+    assert "hint: set compress.calibration_sequences" in str(refused.value)
     assert not inputs.draft.final.exists()
+    assert all(row in screen.getvalue() for row in ("weights", "tokens/s, 1 sequence", "continuation of four"))
 
 
 QUICK = {"max_sequences": 8, "max_choices": 8, "calibration_sequences": 8, "max_quality_loss": 1.0}
@@ -138,6 +140,38 @@ def test_weights_pruned_before_half_precision_stay_zero(inputs, kind):
     made = compress.run(config, inputs, Cluster(ClusterConfig()))
     weight = load_file(made.path / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
     assert weight.dtype == torch.bfloat16 and float((weight == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["magnitude", "wanda"])
+def test_weights_pruned_before_gptq_stay_zero(inputs, kind):
+    made = []
+    for method in ("fp32", "int8"):
+        compress._make(compress.Config(method=method, prune={"kind": kind, "share": 0.5}, **QUICK), inputs)
+        made.append(load_file(inputs.draft.path / "model.safetensors")["model.layers.1.mlp.up_proj.weight"])
+    pruned, rounded = made
+    assert bool(rounded.any()) and not bool(rounded[pruned == 0].any())
+
+
+@pytest.mark.parametrize(
+    ("config", "milder"),
+    [
+        ({"method": "int8"}, "serve the full-precision checkpoint"),
+        ({"method": "int4"}, "set compress.method to int8"),
+        ({"method": "int4", "group_size": 128}, "lower compress.group_size, set compress.method to int8"),
+        ({"method": "int4", "calibration_sequences": None}, "set compress.calibration_sequences, for example to 64"),
+        ({"prune": {"kind": "wanda", "share": 0.5}}, "lower compress.prune.share"),
+        (
+            {"prune": {"kind": "heads", "share": 0.5, "recovery_steps": 5}},
+            "raise compress.prune.recovery_steps, lower compress.prune.share",
+        ),
+        ({"prune": {"kind": "heads", "share": 0.5}}, "set compress.prune.recovery_steps, lower compress.prune.share"),
+    ],
+)
+def test_a_refusal_names_what_loses_less(config, milder):
+    worse = Quality(11.0, 0.1, 0.1)
+    with pytest.raises(QualityError) as refused:
+        compress._check_loss(compress.Config(**config), Quality(10.0, 0.2, 0.2), worse)
+    assert refused.value.fix == f"{milder}, or raise compress.max_quality_loss"
 
 
 def test_the_model_is_made_without_a_look_at_held_out_text(inputs, monkeypatch):

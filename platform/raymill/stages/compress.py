@@ -135,7 +135,6 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
         _make(config, inputs)
         shutil.copyfile(source.file(TOKENIZER), folder / TOKENIZER)
         before, after = _measure_quality(config, inputs)
-        _check_loss(config, before, after)
         device: Device = "cuda" if cluster.config.roles.serve.gpus_per_worker else "cpu"
         speed = _measure_speed(config, (source.path, folder), device, threads)
     sizes = [(path / WEIGHTS).stat().st_size for path in (source.path, folder)]
@@ -155,6 +154,7 @@ def run(config: Config, inputs: Inputs, cluster: Cluster) -> Artifact:
     }
     for line in _table(figures):
         inputs.progress.note(line)
+    _check_loss(config, before, after)
     summary = (
         f"{config.name}: {sizes[0] / 1e6:.1f} -> {sizes[1] / 1e6:.1f} MB ({sizes[0] / sizes[1]:.1f}x), "
         f"{speed['before', _MANY]:,.0f} -> {speed['after', _MANY]:,.0f} tokens/s "
@@ -290,14 +290,28 @@ def _check_loss(config: Config, before: Quality, after: Quality) -> None:
     """QualityError when the relative rise of perplexity is above the bound."""
     loss = _loss(before, after)
     if not loss <= config.max_quality_loss:  # written so that NaN is refused too
-        longer = "recover longer" if config.prune is not None and config.prune.recovery_steps else "train longer"
         raise QualityError(
             f"{config.name} makes the model {loss:+.2%} worse",
             where="compress",
             why=f"held-out perplexity {before.perplexity:.3f} -> {after.perplexity:.3f}; "
             f"max_quality_loss is {config.max_quality_loss:.2%}",
-            fix=f"{longer}, serve the full-precision checkpoint, or raise compress.max_quality_loss",
+            fix=f"{_milder(config)}, or raise compress.max_quality_loss",
         )
+
+
+def _milder(config: Config) -> str:
+    """What loses less."""
+    prune = config.prune
+    if prune is not None:
+        less = "lower compress.prune.share"
+        if prune.kind == "magnitude" or prune.kind == "wanda":
+            return less
+        return f"{'raise' if prune.recovery_steps else 'set'} compress.prune.recovery_steps, {less}"
+    if config.quantization is not None and config.calibration_sequences is None:
+        return "set compress.calibration_sequences, for example to 64"
+    if config.method == "int4":
+        return f"{'lower compress.group_size, ' if config.group_size > 32 else ''}set compress.method to int8"
+    return "serve the full-precision checkpoint"
 
 
 def _measure_speed(

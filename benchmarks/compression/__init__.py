@@ -1,0 +1,1 @@
+"""What every way to compress a model costs and brings."""
