@@ -96,8 +96,11 @@ def test_the_native_and_the_torch_step_write_the_same(checkpoint, kv_precision):
     assert texts[0] == texts[1] == texts[2]
 
 
-def test_without_a_compiler_torch_serves_and_native_says_what_to_install(checkpoint, monkeypatch, caplog):
+def test_without_a_compiler_torch_serves_and_native_says_what_to_install(
+    checkpoint, monkeypatch, caplog, tmp_path_factory
+):
     expected = text_on("cpu", checkpoint, engine="torch")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setattr(native, "_library", functools.cache(native._library.__wrapped__))
     monkeypatch.setenv("CXX", "no-such-compiler")
     with caplog.at_level("WARNING"):

@@ -7,6 +7,7 @@ import platform
 import pwd
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -50,8 +51,8 @@ def test_a_library_is_compiled_once_and_kept_for_us_alone(sources, compiler, tmp
     assert answer(path) == 42
     assert path.parent == tmp_path / "cache" / "raymill"
     assert path.parent.stat().st_mode & 0o777 == 0o700
-    written = path.stat().st_mtime_ns
-    assert build.built_library("plain") == path and path.stat().st_mtime_ns == written
+    written = path.stat().st_ino
+    assert build.built_library("plain") == path and path.stat().st_ino == written
 
 
 def test_other_sources_flags_or_machines_make_another_library(sources, compiler, monkeypatch):
@@ -102,6 +103,48 @@ def test_processes_that_start_at_once_get_one_library(sources, compiler):
     ]
     found = {process.communicate(timeout=60)[0].strip() for process in started}
     assert len(found) == 1 and answer(found.pop()) == 42
+
+
+@pytest.mark.parametrize("how", ["no compiler", "one that fails"])
+def test_without_a_compiler_what_another_made_of_the_same_sources_is_taken(
+    how, sources, compiler, monkeypatch, tmp_path
+):
+    path = build.built_library("plain")
+    if how == "no compiler":
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        monkeypatch.setenv("CXX", "false")
+    assert build.built_library("plain") == path
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(MachineError, match=r"install a C\+\+ compiler"):
+        build.built_library("plain")
+    assert not path.exists(), "a truncated one is not kept"
+
+
+def test_other_sources_are_no_use_without_a_compiler(sources, compiler, monkeypatch):
+    build.built_library("plain")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    (sources / "answer.h").write_text("// other\n")
+    with pytest.raises(MachineError, match=r"install a C\+\+ compiler"):
+        build.built_library("plain")
+
+
+def test_what_no_one_loaded_for_90_days_is_deleted_and_what_is_used_stays(sources, compiler):
+    used, unused = build.built_library("plain"), None
+    for text in ("// unused", "// new"):
+        (sources / "answer.h").write_text(text)
+        unused = unused or build.built_library("plain")
+    month_s = 30 * 86400
+    for path in used.parent.iterdir():
+        os.utime(path, (time.time() - 4 * month_s,) * 2)
+    (sources / "answer.h").unlink()
+    assert build.built_library("plain") == used  # loaded today, made long ago
+    (sources / "answer.h").write_text("// new")
+    new = build.built_library("plain")
+    left = set(used.parent.iterdir())
+    assert {path for path in left if path.suffix == ".so"} == {used, new}
+    assert len([path for path in left if path.suffix == ".lock"]) == 2
 
 
 WAYS = ["no compiler", "one that is not there", "no command", "one that fails", "one in Latin-1", "wrong sources"]

@@ -1,10 +1,11 @@
 """Compiles the C++ sources beside this file into one shared library, once per node.
 
 In: all *.cpp and *.h here, a target ("vnni", "avx2", "plain"), the compiler $CXX or the first of c++, g++, clang++.
-Out: `$XDG_CACHE_HOME/raymill/native-<key>-<digest>.so`. The key is of sources, flags, compiler version and architecture
-(homes are shared between nodes), so any change compiles anew; the digest is of the file itself, so a truncated one is
-seen and compiled again, never loaded. One process compiles while others wait for it; the file appears by one rename.
-Only a file of our own in a folder of our own is loaded.
+Out: `$XDG_CACHE_HOME/raymill/native-<key>-<compiler>-<digest>.so`. The key is of sources, flags and architecture (homes are
+shared between nodes), and the compiler's version stands beside it, so any change compiles anew; where there is no compiler,
+what any made of the same key is taken. The digest is of the file itself, so a truncated one is seen and compiled again,
+never loaded. One process compiles while others wait for it; the file appears by one rename. Only a file of our own in a
+folder of our own is loaded. Whoever compiles deletes what no one has loaded for 90 days.
 
 No -ffast-math and no contraction: what is added, and in which order, is what the source says, on every compiler.
 """
@@ -20,6 +21,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, get_args
@@ -60,6 +62,7 @@ NEEDS: dict[Target, set[str]] = {
 }
 _COMPILERS = ("c++", "g++", "clang++")
 _LONGEST_S = 600
+_UNUSED_S = 90 * 86400
 _FIX = "install a C++ compiler (g++ 9 or clang 10 at least), or name one in CXX"
 
 
@@ -75,9 +78,15 @@ def best_target() -> Target:
 
 def built_library(target: Target) -> Path:
     """The compiled library; compiles it where the cache has none. MachineError when that cannot be done."""
-    compiler = find_compiler()
-    key = _key(compiler, target)
-    folder = _own_folder()
+    folder, key = _own_folder(), _key(target)
+    try:
+        compiler = find_compiler()
+        key += "-" + hashlib.sha256(_run([*compiler, "--version"]).encode()).hexdigest()[:8]
+    except MachineError:
+        found = _cached(folder, f"{key}-*")
+        if found is None:
+            raise
+        return found
     try:
         with (folder / f"native-{key}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the kernel when its holder dies
@@ -116,10 +125,9 @@ def _sources() -> tuple[Path, ...]:
     return tuple(sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]))
 
 
-def _key(compiler: list[str], target: Target) -> str:
-    """What the library depends on, hashed."""
-    made_by = (_run([*compiler, "--version"]), platform.machine(), _FLAGS, target, TARGET_FLAGS[target])
-    digest = hashlib.sha256(repr(made_by).encode())
+def _key(target: Target) -> str:
+    """What the library depends on beside the compiler, hashed."""
+    digest = hashlib.sha256(repr((platform.machine(), _FLAGS, target, TARGET_FLAGS[target])).encode())
     for path in _sources():
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)} ".encode() + content)
@@ -149,14 +157,25 @@ def _not_kept(folder: Path, error: Exception) -> MachineError:
 
 
 def _cached(folder: Path, key: str) -> Path | None:
-    """The library of that key, if whole and ours; others of that key are deleted."""
+    """The library of that key, if whole and ours, noted as used today; others of that key are deleted."""
     for path in folder.glob(f"native-{key}-*.so"):
         digest = path.stem.rpartition("-")[2]
         if path.lstat().st_uid == os.getuid() and not path.is_symlink() and _digest(path) == digest:
+            with contextlib.suppress(OSError):  # of a folder that can only be read
+                os.utime(path)
             return path
-        with contextlib.suppress(OSError):  # of a folder that can only be read
+        with contextlib.suppress(OSError):
             path.unlink()
     return None
+
+
+def _delete_old(folder: Path) -> None:
+    """Libraries, and locks, that no one has used for long. A process of this node that has one loaded keeps it; one of
+    another node with the same home may not, so it is very long: a library has 0.3 MB."""
+    for path in folder.glob("native-*"):
+        with contextlib.suppress(OSError):  # deleted by another meanwhile
+            if path.lstat().st_mtime < time.time() - _UNUSED_S:
+                path.unlink()
 
 
 def _compile(compiler: list[str], target: Target, folder: Path, key: str) -> Path:
@@ -169,7 +188,9 @@ def _compile(compiler: list[str], target: Target, folder: Path, key: str) -> Pat
         list(pool.map(_run, ([*command, "-c", str(source), "-o", made] for source, made in pairs)))
         made = Path(workplace) / "native.so"
         _run([*command, "-shared", *objects, "-o", str(made)])
-        return made.rename(folder / f"native-{key}-{_digest(made)}.so")
+        library = made.rename(folder / f"native-{key}-{_digest(made)}.so")
+    _delete_old(folder)
+    return library
 
 
 def _digest(path: Path) -> str:
