@@ -6,15 +6,13 @@ execution of a session, under 1 s for each later one.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import pickle
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from raymill.errors import MachineError, RaymillError
+from raymill.memory import give_back_memory
 
 if TYPE_CHECKING:
     from raymill.cluster.session import Cluster
@@ -70,12 +68,5 @@ class _Guarded:
         except OSError as error:
             fix = "mend the disk, its space or its permissions and run again; finished work is kept"
             result = MachineError("a worker could not read or write a file", why=str(error), fix=fix)
-        _give_back_memory()
+        give_back_memory()  # workers wait idle for other stages
         return {"result": pickle.dumps(result)}
-
-
-def _give_back_memory() -> None:
-    """Returns what the last item had to the system; glibc keeps it, and workers wait idle for other stages."""
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # a C library without it
-            ctypes.CDLL(None).malloc_trim(0)
