@@ -94,6 +94,20 @@ def test_int4_comes_back_bit_for_bit_with_embedding_and_head_int8(tmp_path, tie,
     ]
 
 
+def test_shards_are_one_model(tmp_path, small_model):
+    model = small_model("llama")
+    quantize_model(model)
+    save_quantized(tmp_path, model, 0)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    places = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(sorted(tensors))}
+    for place in set(places.values()):
+        save_file({name: each for name, each in tensors.items() if places[name] == place}, tmp_path / place)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    ids = torch.arange(20)[None]
+    assert torch.equal(load_served_model(tmp_path)(ids), model(ids))
+
+
 @pytest.mark.parametrize("quantization", [Quantization("int8"), Quantization("int4", 32)], ids=lambda q: q.method)
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_calibration_brings_the_model_nearer_to_full_precision(small_model, calibration, quantization, architecture):

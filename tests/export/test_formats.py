@@ -78,6 +78,31 @@ def test_a_checkpoint_that_is_not_whole_is_refused(tmp_path, checkpoint, damage)
         export(folder, "hugging_face", tmp_path / "out")
 
 
+@pytest.mark.parametrize("method", ["fp32", "int8"])
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_damaged_file_of_ones_own_is_not_to_be_deleted_only(tmp_path, checkpoint, file, method):
+    folder = checkpoint("llama", method)
+    (folder / file).write_bytes((folder / file).read_bytes()[:-5])
+    with pytest.raises(ArtifactError, match="is damaged") as refused:
+        export(folder, "hugging_face", tmp_path / "out")
+    assert refused.value.fix.startswith("copy it here again; where a job made it")
+
+
+@pytest.mark.parametrize("method", ["fp32", "int4"])
+def test_shards_are_one_model(tmp_path, checkpoint, method):
+    folder = checkpoint("llama", method)
+    export(folder, "hugging_face", tmp_path / "whole")
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    places = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(sorted(tensors))}
+    for place in set(places.values()):
+        save_file({name: each for name, each in tensors.items() if places[name] == place}, folder / place)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    export(folder, "hugging_face", tmp_path / "of_shards")
+    whole, of_shards = (tmp_path / name / "model.safetensors" for name in ("whole", "of_shards"))
+    assert whole.read_bytes() == of_shards.read_bytes()
+
+
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, checkpoint):
     folder = checkpoint()
     values = json.loads((folder / "tokenizer.json").read_text())

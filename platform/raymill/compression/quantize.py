@@ -26,7 +26,7 @@ from raymill.model.files import CONFIG, WEIGHTS, read_config, read_model_config,
 from raymill.model.linear import Linear
 from raymill.model.rope import rotary_tables
 from raymill.model.transformer import Block, Transformer
-from raymill.model.weights import load_model, read_tensors, save_tensors
+from raymill.model.weights import load_model, read_stored, save_tensors
 
 INT8 = Quantization("int8")
 
@@ -101,7 +101,7 @@ def load_served_model(folder: Path) -> Transformer:
 
 def _load_quantized(folder: Path, quantization: Quantization) -> Transformer:
     config, vocab_size = read_model_config(folder)
-    tensors = read_tensors(folder / WEIGHTS)
+    tensors = read_stored(folder)
     try:
         quantization.check_fits(config)
     except UsageError as error:  # of a checkpoint nobody could have made

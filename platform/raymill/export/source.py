@@ -1,6 +1,6 @@
 """A checkpoint of any method, read once for export: its shape, its matrices as they are stored, its tokenizer.
 
-In: a folder with config.json, model.safetensors, tokenizer.json. Out: a Source, whose weights bear Llama's names whatever
+In: a folder with config.json, tokenizer.json and model.safetensors or its shards. Out: a Source, whose weights bear Llama's names whatever
 the architecture: a float32 tensor, or a Quantized matrix that keeps the integers and scales, so that a format of the
 same kind takes them over unchanged. Costs: the weights once in memory, as they lie on disk; `full` widens one at a time.
 
@@ -23,7 +23,7 @@ from raymill.errors import ArtifactError
 from raymill.model.config import ModelConfig
 from raymill.model.files import CONFIG, TOKENIZER, WEIGHTS, read_config, read_model_config
 from raymill.model.transformer import Transformer
-from raymill.model.weights import read_tensors, read_weights
+from raymill.model.weights import read_stored, read_weights
 from raymill.tokenizer.tokenizer import Tokenizer
 
 
@@ -105,7 +105,7 @@ def read_source(folder: Path) -> Source:
 
 
 def _read_quantized(folder: Path, config: ModelConfig, vocab_size: int) -> dict[str, Weight]:
-    tensors = read_tensors(folder / WEIGHTS)
+    tensors = read_stored(folder)
     with torch.device("meta"):
         wanted = dict(Transformer(config, vocab_size).named_parameters())
     weights: dict[str, Weight] = {}

@@ -14,6 +14,8 @@ WEIGHTS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
+ANEW = "copy it here again; where a job made it, delete its folder and run the job again"
+"""What helps where a file is damaged: any folder can be named, a run's or a user's own."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -22,9 +24,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ArtifactError(f"{folder} holds no model", why=f"it has no {CONFIG}", fix="name a checkpoint") from None
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(
-            f"{folder / CONFIG} is damaged", why=str(error), fix="delete its folder and run again"
-        ) from None
+        raise ArtifactError(f"{folder / CONFIG} is damaged", why=str(error), fix=ANEW) from None
     if not isinstance(values, dict):
         raise ArtifactError(f"{folder / CONFIG} is damaged", why="it holds no settings", fix="name a checkpoint")
     return values

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from raymill.errors import ArtifactError
-from raymill.model.files import SHARDS, WEIGHTS
+from raymill.model.files import ANEW, SHARDS, WEIGHTS
 
 _TYPES: dict[str, Any] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I8": "|i1", "U8": "|u1"}
 """How bytes are read; bf16 as its bits, widened by `read_floats`."""
@@ -52,9 +52,7 @@ class StoredTensor:
             while done < size:
                 count = file.readinto(view[done:size])
                 if not count:
-                    raise ArtifactError(
-                        f"{self.path} ends early", why="it was cut while it was read", fix="run the job again"
-                    )
+                    raise ArtifactError(f"{self.path} ends early", why="it was cut while it was read", fix=ANEW)
                 done += count
         return np.frombuffer(memory, dtype, math.prod(self.shape)).reshape(self.shape)
 
@@ -97,9 +95,7 @@ def open_tensor_file(path: Path) -> dict[str, StoredTensor]:
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing", fix="name a complete checkpoint") from None
     except (SafetensorError, ValueError) as error:
-        raise ArtifactError(
-            f"{path} is damaged", why=str(error), fix="delete its folder and run the job again"
-        ) from None
+        raise ArtifactError(f"{path} is damaged", why=str(error), fix=ANEW) from None
     header.pop("__metadata__", None)
     return {
         name: StoredTensor(path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])

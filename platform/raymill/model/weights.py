@@ -18,7 +18,7 @@ from torch import Tensor
 
 from raymill.errors import ArtifactError
 from raymill.model.config import ModelConfig
-from raymill.model.files import CONFIG, SHARDS, WEIGHTS, read_model_config, write_config
+from raymill.model.files import ANEW, CONFIG, SHARDS, WEIGHTS, read_model_config, write_config
 from raymill.model.gpt2_layout import gpt2_rows
 from raymill.model.tensor_file import shard_names
 from raymill.model.transformer import Transformer
@@ -70,7 +70,7 @@ def load_model(folder: Path) -> Transformer:
 
 def read_weights(folder: Path, config: ModelConfig, vocab_size: int) -> dict[str, Tensor]:
     """Every parameter of that model by name, float32, whole. ArtifactError names the first that does not fit."""
-    stored = _read_stored(folder)
+    stored = read_stored(folder)
     try:
         found = _gpt2_in(config, stored) if config.architecture == "gpt2" else stored
     except KeyError as error:
@@ -100,13 +100,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing", fix="name a complete checkpoint") from None
     except SafetensorError as error:
-        raise ArtifactError(
-            f"{path} is damaged", why=str(error), fix="delete its folder and run the job again"
-        ) from None
+        raise ArtifactError(f"{path} is damaged", why=str(error), fix=ANEW) from None
     return tensors
 
 
-def _read_stored(folder: Path) -> dict[str, Tensor]:
+def read_stored(folder: Path) -> dict[str, Tensor]:
     """The tensors of the one file, or of every shard that the index names."""
     if (folder / WEIGHTS).exists() or not (folder / SHARDS).exists():
         return read_tensors(folder / WEIGHTS)
