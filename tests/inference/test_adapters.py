@@ -116,6 +116,7 @@ def test_halves_are_read_as_they_are(tmp_path, kind):
         ({"r": True}, "r is True"),
         ({"r": 3}, "needed are A"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+        ({"lora_alpha": True}, "lora_alpha is True"),
         ({"lora_alpha": "8"}, "lora_alpha is '8'"),
     ],
 )

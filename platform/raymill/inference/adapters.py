@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from raymill.errors import ArtifactError
+from raymill.inference.joins import places
 from raymill.inference.step import Floats
 from raymill.model.config import ModelConfig
 from raymill.model.tensor_file import FLOATING, open_tensor_file
@@ -62,7 +63,7 @@ def load_adapter(folder: Path, config: ModelConfig) -> Adapter:
     """Reads an adapter for a model of this shape. ArtifactError when it is not whole, not for it, or more than LoRA."""
     settings, rank = _read_settings(folder), read_rank(folder)
     alpha = settings.get("lora_alpha")
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
         raise _refusal(folder / CONFIG, f"lora_alpha is {alpha!r}", "train it with a number")
     halves: dict[str, dict[str, Floats]] = {}
     for name, tensor in _read_tensors(folder / WEIGHTS).items():
@@ -88,7 +89,7 @@ def _checked(
     halves: dict[str, dict[str, Floats]], rank: int, path: Path, config: ModelConfig
 ) -> dict[str, tuple[Floats, Floats]]:
     """Both halves of every matrix, which the model has and they fit."""
-    shapes = _matrices(config)
+    shapes = {name: place.shape for name, place in places(config).items()}
     tensors = {}
     for matrix, half in sorted(halves.items()):
         if matrix not in shapes:
@@ -127,18 +128,6 @@ def _read_settings(folder: Path) -> dict[str, Any]:
                 path, f"{name} is {settings[name]!r}", f"train it without {name}, or merge it into a checkpoint"
             )
     return settings
-
-
-def _matrices(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(N, K) of every matrix in the blocks."""
-    inner, key_value = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
-    model, hidden = config.model_dim, config.hidden_dim
-    one = {"self_attn.q_proj": (inner, model), "self_attn.k_proj": (key_value, model)}
-    one |= {"self_attn.v_proj": (key_value, model), "self_attn.o_proj": (model, inner)}
-    one |= {"mlp.up_proj": (hidden, model), "mlp.down_proj": (model, hidden)}
-    if config.gated:
-        one["mlp.gate_proj"] = (hidden, model)
-    return {f"model.layers.{layer}.{name}": shape for layer in range(config.num_layers) for name, shape in one.items()}
 
 
 def _read_tensors(path: Path) -> dict[str, Floats]:

@@ -18,8 +18,7 @@ import mmap
 import os
 import weakref
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from raymill.errors import ArtifactError, MachineError
 from raymill.inference import native
+from raymill.inference.joins import Place, joins, not_in_blocks, places
 from raymill.inference.kv_cache import KvPrecision
 from raymill.inference.native import door
 from raymill.inference.native.build import Target
@@ -35,7 +35,6 @@ from raymill.inference.native_weights import EMBEDDING, HEAD, POSITIONS, Checkpo
 from raymill.inference.step import Chunk, Floats, PageTable, StepOutput
 from raymill.memory import give_back_memory
 from raymill.model.angles import rotary_angles
-from raymill.model.config import ModelConfig
 
 _KEPT_ROWS = 64
 """Room for logits that is kept between calls; more, asked for in one call, is given back."""
@@ -127,10 +126,15 @@ class NativeStep:
         """See ModelStep. ArtifactError where a tensor belongs to no matrix of the blocks, or is of another shape."""
         if self._model is None:
             raise ValueError(_CLOSED)
-        deltas = [self._delta(name, *pair, scale) for name, pair in sorted(tensors.items())]
+        found = places(self._config)
+        unknown = next((name for name in sorted(tensors) if name not in found), None)
+        if unknown is not None:
+            raise not_in_blocks(unknown)
+        deltas = [(found[name], self._delta(name, found[name], *pair, scale)) for name, pair in sorted(tensors.items())]
         number: int = self._library.raymill_adapter_new(self._model)
-        for layer, kind, delta in deltas:
-            self._library.raymill_adapter_part(self._model, number, layer, kind, ctypes.byref(delta))
+        for place, delta in deltas:
+            kind = door.KINDS.index(place.join.name)
+            self._library.raymill_adapter_part(self._model, number, place.layer, kind, ctypes.byref(delta))
         return number
 
     def close(self) -> None:
@@ -184,14 +188,15 @@ class NativeStep:
 
     def _hand_over_layer(self, weights: CheckpointWeights, number: int) -> None:
         prefix = f"model.layers.{number}"
-        for join in _joins(self._config):
-            names = tuple(f"{prefix}.{name}" for name in join.names)
+        for join in joins(self._config):
+            names = tuple(f"{prefix}.{name}" for name in join.matrices)
             bias = None
             if join.bias:
                 parts = (weights.vector(f"{name}.bias", rows) for name, rows in zip(names, join.rows, strict=True))
                 bias = np.concatenate(list(parts))
             matrix = self._pack(weights.matrix(names, join.rows, join.columns), bias)
-            self._library.raymill_model_matrix(self._model, number, join.kind, ctypes.byref(matrix))
+            kind = door.KINDS.index(join.name)
+            self._library.raymill_model_matrix(self._model, number, kind, ctypes.byref(matrix))
         vectors = self._norm(weights, "norm", f"{prefix}.input_layernorm")
         vectors |= self._norm(weights, "next_norm", f"{prefix}.post_attention_layernorm")
         if self._config.qk_norm:
@@ -215,19 +220,15 @@ class NativeStep:
         self._library.raymill_pack(matrix.precision, matrix.weight.ctypes.data, scales, *form, at)
         return door.Matrix(matrix.precision, *form, at, None if bias is None else self._keep(bias))
 
-    def _delta(self, name: str, a_rK: Floats, b_Nr: Floats, scale: float) -> tuple[int, int, door.Delta]:
-        """An adapter's part of one matrix: its layer, the joined matrix, and where in that it adds what."""
-        found = next((place for place in _places(self._config) if place[0] == name), None)
-        if found is None:
-            why = "only the matrices of attention and feed-forward can be added to"
-            raise ArtifactError(f"an adapter adds to {name}", why=why, fix="train the adapter without it")
-        _, layer, join, first, rows = found
-        if a_rK.ndim != 2 or a_rK.shape[1] != join.columns or b_Nr.shape != (rows, len(a_rK)):
-            why = f"A is {a_rK.shape} and B {b_Nr.shape} for a matrix of {(rows, join.columns)}"
+    def _delta(self, name: str, place: Place, a_rK: Floats, b_Nr: Floats, scale: float) -> door.Delta:
+        """An adapter's part of one matrix, and where in the joined one it adds that."""
+        rows, columns = place.shape
+        if a_rK.ndim != 2 or a_rK.shape[1] != columns or b_Nr.shape != (rows, len(a_rK)):
+            why = f"A is {a_rK.shape} and B {b_Nr.shape} for a matrix of {place.shape}"
             raise ArtifactError(f"an adapter does not fit {name}", why=why, fix="name an adapter of this very model")
         down = self._keep(np.ascontiguousarray(a_rK, np.float32))
         up = self._keep(np.ascontiguousarray((b_Nr * np.float32(scale)).T, np.float32))
-        return layer, join.kind, door.Delta(len(a_rK), join.columns, first, rows, down, up)
+        return door.Delta(len(a_rK), columns, place.first, rows, down, up)
 
 
 def _leave_to_parent() -> None:
@@ -261,40 +262,6 @@ class _MatrixMemory:
         at = piece_at + len(self._pieces[-1]) - self._left_bytes
         self._left_bytes -= count_bytes
         return at
-
-
-@dataclass(frozen=True)
-class _Join:
-    """Matrices of a layer that read one input, and so are one product."""
-
-    kind: int
-    names: tuple[str, ...]
-    rows: tuple[int, ...]
-    columns: int
-    bias: bool
-
-
-def _joins(config: ModelConfig) -> tuple[_Join, ...]:
-    dim, hidden, width = config.model_dim, config.hidden_dim, config.head_width
-    queries, keys = config.num_heads * width, config.num_kv_heads * width
-    qkv = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    up = ("mlp.gate_proj", "mlp.up_proj") if config.gated else ("mlp.up_proj",)
-    return (
-        _Join(door.QKV, qkv, (queries, keys, keys), dim, config.qkv_bias),
-        _Join(door.OUT, ("self_attn.o_proj",), (dim,), queries, config.output_bias),
-        _Join(door.UP, up, (hidden,) * len(up), dim, not config.gated),
-        _Join(door.DOWN, ("mlp.down_proj",), (dim,), hidden, not config.gated),
-    )
-
-
-def _places(config: ModelConfig) -> Iterator[tuple[str, int, _Join, int, int]]:
-    """Every matrix of the blocks: name, layer, what it is joined in, its first row there and how many."""
-    for layer in range(config.num_layers):
-        for join in _joins(config):
-            first = 0
-            for name, rows in zip(join.names, join.rows, strict=True):
-                yield f"model.layers.{layer}.{name}", layer, join, first, rows
-                first += rows
 
 
 def _shape(weights: CheckpointWeights, num_pages: int, kv: KvPrecision, threads: int) -> door.Shape:

@@ -13,45 +13,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from raymill.errors import ArtifactError
+from raymill.inference.joins import joins, not_in_blocks
 from raymill.inference.step import Chunk, Floats
+from raymill.model.config import ModelConfig
 
-JOINS: dict[str, tuple[str, ...]] = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "out": ("self_attn.o_proj",),
-    "up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
-}
 Place = tuple[int, str]
-"""A layer and a join of its matrices."""
+"""A layer and a join of its matrices, by name."""
 
 
 class Lora:
     """One adapter: (A (r, K), B (N, r)) by place, the scale already in B."""
 
     def __init__(
-        self,
-        tensors: dict[str, tuple[Floats, Floats]],
-        scale: float,
-        widths: dict[str, tuple[int, ...]],
-        device: torch.device,
+        self, tensors: dict[str, tuple[Floats, Floats]], scale: float, config: ModelConfig, device: torch.device
     ) -> None:
-        """widths: output channels of each matrix of a join, 0 where the architecture has none."""
         left = dict(tensors)
-        layers = {int(name.split(".")[2]) for name in tensors if name.startswith("model.layers.")}
         self.parts: dict[Place, tuple[Tensor, Tensor]] = {}
-        for layer in sorted(layers):
-            for join, names in JOINS.items():
-                found = [left.pop(f"model.layers.{layer}.{name}", None) for name in names]
+        for layer in range(config.num_layers):
+            for join in joins(config):
+                found = [left.pop(f"model.layers.{layer}.{name}", None) for name in join.matrices]
                 if any(found):
                     a_rK = torch.cat([torch.tensor(pair[0]) for pair in found if pair])
                     blocks = [
-                        torch.tensor(p[1]) if p else torch.zeros(n, 0) for p, n in zip(found, widths[join], strict=True)
+                        torch.tensor(p[1]) if p else torch.zeros(n, 0) for p, n in zip(found, join.rows, strict=True)
                     ]
-                    self.parts[layer, join] = (a_rK.to(device), (torch.block_diag(*blocks) * scale).to(device))
+                    self.parts[layer, join.name] = (a_rK.to(device), (torch.block_diag(*blocks) * scale).to(device))
         if left:
-            why = "only the matrices of attention and feed-forward can be added to"
-            raise ArtifactError(f"an adapter adds to {next(iter(left))}", why=why, fix="train the adapter without it")
+            raise not_in_blocks(next(iter(left)))
 
 
 class Additions:

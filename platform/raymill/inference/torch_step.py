@@ -106,15 +106,7 @@ class TorchStep:
 
     def load_adapter(self, tensors: dict[str, tuple[Floats, Floats]], scale: float) -> int:
         """See ModelStep. ArtifactError where a tensor belongs to no matrix of the blocks."""
-        config = self._config
-        inner, key_value = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
-        widths = {
-            "qkv": (inner, key_value, key_value),
-            "out": (config.model_dim,),
-            "up": (config.hidden_dim if config.gated else 0, config.hidden_dim),
-            "down": (config.model_dim,),
-        }
-        self._adapters.append(Lora(tensors, scale, widths, self._device))
+        self._adapters.append(Lora(tensors, scale, self._config, self._device))
         return len(self._adapters)
 
     def _attend(

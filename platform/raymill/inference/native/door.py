@@ -6,8 +6,8 @@ import ctypes
 from ctypes import POINTER, c_float, c_int, c_int32, c_int64, c_void_p
 from typing import Any
 
-QKV, OUT, UP, DOWN = range(4)
-"""Matrices of a layer; gate and up are one."""
+KINDS = ("qkv", "out", "up", "down")
+"""Matrices of a layer, joined (joins.py)."""
 OF_HEAD, OF_EMBEDDING = -1, -2
 """In place of a layer."""
 VECTORS = ("norm", "norm_bias", "next_norm", "next_norm_bias", "query_norm", "key_norm")
