@@ -29,6 +29,7 @@ def status(served, path, key):
     with served.http() as http:
         del http.headers["Authorization"]
         response = http.get(path, headers=headers)
+    assert (response.status_code == 401) == (response.headers.get("www-authenticate") == "Bearer")
     assert response.status_code < 400 or set(response.json()["error"]) == {"message", "type", "param", "code"}
     return response.status_code
 

@@ -1,9 +1,15 @@
 """Embeddings over HTTP are the engine's own."""
 
+import asyncio
 import base64
+from concurrent.futures import Future
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+from raymill.api.embeddings import embed
+from raymill.errors import RequestError
 
 TEXTS = ["the dog ran", "A cat", "sat on the mat;", "\u732b", "12 miles", "the", "dog", "ran", "cat", "mat"]
 
@@ -46,8 +52,82 @@ def test_an_adapter_has_its_own_embeddings(real):
     assert not np.array_equal(own(real, "A cat"), own(real, "A cat", "tuned"))
 
 
-def test_a_model_that_fails_is_503_and_the_first_text_too_many_is_429(served):
+def test_texts_count_in_the_metrics(real):
+    def counted():
+        with real.http(real.metrics_key) as http:
+            lines = http.get("/metrics").text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith("raymill_prompt_tokens_total "))
+
+    before = counted()
+    tokens = embeddings(real, TEXTS)["usage"]["prompt_tokens"]
+    assert counted() - before == tokens > 0
+
+
+def test_a_model_that_fails_is_503(served):
     served.step.broken = True
     with served.http() as http:
         failed = http.post("/v1/embeddings", json={"model": "tiny", "input": ["x", "y"]})
         assert (failed.status_code, failed.json()["error"]["type"]) == (503, "server_error")
+
+
+class Crowded:
+    """An engine of two slots that is full at the calls numbered `full`."""
+
+    max_seq_len, vocab_size = 8, 10
+
+    def __init__(self, full=(), text_s=0.01):
+        self.full, self.text_s, self.calls, self.texts, self.most = full, text_s, 0, [], 0
+
+    def stats(self):
+        return SimpleNamespace(num_slots=2)
+
+    def embed(self, ids, adapter):
+        self.calls += 1
+        if self.calls in self.full:
+            raise RequestError("the queue is full", status=429)
+        self.texts.append(Future())
+        self.most = max(self.most, sum(not text.done() for text in self.texts))
+        asyncio.get_running_loop().call_later(self.text_s, done, self.texts[-1], np.float32([len(self.texts)]))
+        return self.texts[-1]
+
+
+def done(text, vector):
+    if not text.cancelled():
+        text.set_result(vector)
+
+
+def test_no_more_texts_are_in_the_engine_than_it_has_slots():
+    engine = Crowded()
+    vectors = asyncio.run(embed(engine, [(1,)] * 6, None))
+    assert [vector.tolist() for vector in vectors] == [[n] for n in range(1, 7)]
+    assert engine.most == 2
+
+
+def test_the_first_text_finds_the_queue_full_and_later_ones_wait():
+    engine = Crowded(full={2, 3})
+    assert len(asyncio.run(embed(engine, [(1,)] * 4, None))) == 4
+    assert engine.calls == 6
+    with pytest.raises(RequestError) as refused:
+        asyncio.run(asyncio.wait_for(embed(Crowded(full={1}), [(1,)], None), 5))
+    assert refused.value.status == 429
+
+
+def test_a_text_out_of_bounds_is_refused_before_any_is_read():
+    engine = Crowded()
+    for wrong in ((1,) * 9, (10,), ()):
+        with pytest.raises(RequestError):
+            asyncio.run(embed(engine, [(1,), wrong], None))
+    assert engine.calls == 0
+
+
+def test_texts_of_a_client_that_left_are_taken_out():
+    engine = Crowded(text_s=60)
+
+    async def leave():
+        asking = asyncio.ensure_future(embed(engine, [(1,)] * 6, None))
+        await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+    asyncio.run(leave())
+    assert len(engine.texts) == 2 and all(text.cancelled() for text in engine.texts)

@@ -205,6 +205,7 @@ def test_a_parameter_out_of_bounds_is_400_by_its_name(http, path, field, value):
         (COMPLETION, "prompt", "x" * 5000, "limit is 4096"),
         (CHAT, "messages", [{"role": "user", "content": "x"}] * 257, "at most 256"),
         (EMBEDDINGS, "dimensions", 9, "set it to 8"),
+        (EMBEDDINGS, "input", ["x", ""], "an empty text has no embedding"),
         (CHAT, "max_completion_tokens", 2**63, "from 1 to 2147483647"),
     ],
     ids=lambda part: str(part)[:30],
@@ -217,6 +218,37 @@ def test_the_refusal_says_the_limit(served, path, field, value, limit):
         return
     with served.http() as http:
         assert limit in refusal(http.post(path, content=body), 400)["message"]
+
+
+@pytest.mark.parametrize(
+    "path,changes,field,fix",
+    [
+        (COMPLETION, {"prompt": [1] * 100, "max_tokens": 29}, "max_tokens", "set max_tokens to at most 28"),
+        (COMPLETION, {"prompt": [1] * 128}, "prompt", "shorten it"),
+        (COMPLETION, {"prompt": [1] * 128, "max_tokens": 5}, "prompt", "shorten it"),
+        (COMPLETION, {"prompt": [1] * 129, "max_tokens": 0}, "prompt", "shorten it"),
+        (COMPLETION, {"prompt": "x" * 5000}, "prompt", "shorten it"),
+        (CHAT, {"max_tokens": 127}, "max_tokens", "set max_tokens to at most"),
+        (CHAT, {"max_completion_tokens": 127}, "max_completion_tokens", "set max_completion_tokens to at most"),
+        (CHAT, {"messages": [user("y " * 400)]}, "messages", "shorten it"),
+        (CHAT, {"messages": [user("x" * 5000)]}, "messages", "shorten it"),
+        (EMBEDDINGS, {"input": [1] * 129}, "input", "shorten it"),
+        (EMBEDDINGS, {"input": "x" * 5000}, "input", "shorten it"),
+    ],
+    ids=lambda part: str(part)[:30],
+)
+def test_more_than_the_context_holds_has_a_code_and_words_of_its_own(served, path, changes, field, fix):
+    """By which clients tell it from other mistakes."""
+    error = refusal(post(served, path, **changes), 400)
+    assert (error["param"], error["code"]) == (field, "context_length_exceeded")
+    assert "maximum context length is 128 tokens" in error["message"] and fix in error["message"]
+
+
+def test_a_prompt_and_its_completion_may_fill_the_context(served):
+    assert post(served, prompt=[1] * 100, max_tokens=28).json()["usage"]["total_tokens"] == 128
+    assert post(served, prompt=[1] * 128, max_tokens=0).json()["usage"]["total_tokens"] == 128
+    assert post(served, prompt=[1] * 120).json()["usage"]["completion_tokens"] == 8
+    assert post(served, EMBEDDINGS, input=[1] * 128).status_code == 200
 
 
 BOMBS = [
@@ -288,7 +320,8 @@ def test_a_large_body_is_413_whether_declared_or_not(served):
         refusal(http.post(COMPLETION, content=b" " * (64 * 1024 + 1)), 413)
         refusal(http.post(COMPLETION, content=(b" " * 1000 for _ in range(100))), 413)
         assert http.post(COMPLETION, content=(b" " for _ in range(2000))).status_code == 400
-        refusal(http.post(COMPLETION, content=b"{}", headers={"Content-Encoding": "gzip"}), 400)
+        packed = http.post(COMPLETION, content=json.dumps(body_of(COMPLETION)), headers={"Content-Encoding": "gzip"})
+        assert "compressed" in refusal(packed, 400)["message"]
 
 
 def test_a_lie_about_the_length_is_refused_before_the_body_comes(served):
@@ -315,7 +348,9 @@ def test_a_body_that_never_ends_is_408(served, framing):
             if not answer:
                 connection.sendall(b"1\r\n \r\n" if "chunked" in framing else b" ")  # never silent, never done
         assert answer.startswith(b"HTTP/1.1 408") and 0.8 < time.monotonic() - began < 3
-        error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+        headers, _, body = answer.partition(b"\r\n\r\n")
+        assert b"connection: close" in headers.lower(), "the rest of the body would be read as a request"
+        error = json.loads(body)["error"]
         assert set(error) == SHAPE and "within 1 s" in error["message"]
 
 

@@ -1,7 +1,12 @@
 """The OpenAPI document says what is taken and answered, no more and no less."""
 
+import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import hypothesis
 import jsonschema
@@ -12,6 +17,14 @@ from raymill.api.openapi import openapi_document, whole_numbers_below
 SMALL = hypothesis.settings(
     max_examples=4, deadline=None, database=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
 )
+
+
+def beside(name):
+    """The module of that name in this folder."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def body_schema(name, **bounds):
@@ -43,12 +56,7 @@ def test_ids_below_the_vocabularys_size_have_a_pattern(limit):
 
 def test_what_the_document_refuses_is_refused_and_what_it_takes_is_taken(served):
     """The table of bad values of test_limits, against the document."""
-    import importlib.util
-    from pathlib import Path
-
-    spec = importlib.util.spec_from_file_location("limits", Path(__file__).with_name("test_limits.py"))
-    limits = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(limits)
+    limits = beside("test_limits")
     names = {limits.COMPLETION: "CompletionRequest", limits.CHAT: "ChatRequest", limits.EMBEDDINGS: "EmbeddingRequest"}
     validators = {path: jsonschema.Draft202012Validator(body_schema(name)) for path, name in names.items()}
     taken = [
@@ -70,10 +78,35 @@ def test_what_the_document_refuses_is_refused_and_what_it_takes_is_taken(served)
         validators[path].validate(limits.body_of(path))
 
 
+def test_the_hooks_of_schemathesis_count_no_fewer_tokens_than_there_are(roomy):
+    """Nor many more: what they leave out is not looked at."""
+    pytest.importorskip("schemathesis")
+    hooks = beside("schemathesis_hooks")
+    turn = {"role": "user", "content": "xy \u732b"}
+    parts = {"role": "user", "content": [{"type": "text", "text": "xy"}] * 2}
+    with roomy.http() as http:
+        assert hooks.context_of(http.get("/openapi.json").json()) == 1024
+        for path, body, most in (
+            ("completions", {"prompt": "x \u732b"}, 5),
+            ("completions", {"prompt": ""}, 1),
+            ("completions", {"prompt": ["four", "\u732b"]}, 4),
+            ("completions", {"prompt": [[7, 8.0], [9]]}, 2),
+            ("embeddings", {"input": [7, 8.0]}, 2),
+            ("chat/completions", {"messages": [turn]}, 38),
+            ("chat/completions", {"messages": [turn, parts]}, 90),
+        ):
+            assert hooks.most_tokens(body) == most
+            answer = http.post(f"/v1/{path}", json={"model": "tiny", **body}).json()
+            texts = len(body.get("prompt", "")) if isinstance(body.get("prompt"), list) else 1
+            assert answer["usage"]["prompt_tokens"] <= most * texts
+
+
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/models/{model}"])
 @pytest.mark.parametrize("mode", ["positive", "negative"])
 def test_schemathesis_finds_nothing(roomy, path, mode):
     schemathesis = pytest.importorskip("schemathesis")
+    schemathesis.hooks.unregister_all()
+    beside("schemathesis_hooks")
     headers = {"Authorization": f"Bearer {roomy.client_key}"}
     document = schemathesis.openapi.from_url(f"{roomy.url}/openapi.json", headers=headers)
     operation = document[path]["get" if "{" in path else "post"]
@@ -84,3 +117,29 @@ def test_schemathesis_finds_nothing(roomy, path, mode):
         case.call_and_validate(headers=headers)
 
     answers_as_it_says()
+
+
+KEYS = """
+headers = {{ Authorization = "Bearer {client}" }}
+[[operations]]
+include-path = "/metrics"
+headers = {{ Authorization = "Bearer {metrics}" }}
+"""
+
+
+@pytest.mark.slow
+def test_schemathesis_finds_nothing_in_500_cases_of_each_route(roomy, tmp_path):
+    pytest.importorskip("schemathesis")
+    (tmp_path / "schemathesis.toml").write_text(KEYS.format(client=roomy.client_key, metrics=roomy.metrics_key))
+    made = subprocess.run(
+        [
+            *(sys.executable, "-m", "schemathesis.cli", "run", f"{roomy.url}/openapi.json", "--max-examples", "500"),
+            *("--continue-on-failure", "--seed", "1", "--generation-database", "none", "--no-color"),
+        ],
+        env={**os.environ, "SCHEMATHESIS_HOOKS": str(Path(__file__).with_name("schemathesis_hooks.py"))},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    print(made.stdout[-1000:])
+    assert made.returncode == 0 and "No issues found" in made.stdout, made.stdout[-5000:]

@@ -103,6 +103,9 @@ def test_openai_names_what_is_wrong(client):
     with pytest.raises(openai.BadRequestError) as refused:
         client.completions.create(model="tiny", prompt="x", logprobs=6)
     assert refused.value.param == "logprobs" and "from 0 to 5" in refused.value.message
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model="tiny", prompt="x", max_tokens=256)
+    assert (refused.value.param, refused.value.code) == ("max_tokens", "context_length_exceeded")
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model="other", prompt="x")
 
@@ -133,6 +136,8 @@ def test_litellm(real, monkeypatch):
     assert len(vectors.data) == 2 and len(vectors.data[0]["embedding"]) == 64
     with pytest.raises(litellm.BadRequestError, match="temperature"):
         litellm.completion(model="openai/tiny", **{**asked, "temperature": 3})
+    with pytest.raises(litellm.ContextWindowExceededError):  # for which litellm may ask another model
+        litellm.completion(model="openai/tiny", **{**asked, "max_tokens": 255})
 
 
 PIECES, CONTEXT_TOKENS, ITEM_TOKENS = 24, 32, 48

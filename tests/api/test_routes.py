@@ -235,3 +235,13 @@ def test_metrics_count_what_happened(served):
     assert after[tokens] - before[tokens] == 8
     assert after["raymill_first_token_seconds_count"] - before["raymill_first_token_seconds_count"] == 1
     assert after["raymill_replicas_up"] == 1 and after["raymill_slots"] == 4
+
+
+def test_a_path_that_a_stranger_types_is_no_label_of_the_metrics(served):
+    with served.http("sk-wrong") as stranger:
+        for path in ("/typed-by-a-stranger", "/v1/models/typed-by-a-stranger"):
+            stranger.get(path)
+    with served.http(served.metrics_key) as http:
+        text = http.get("/metrics").text
+    assert "stranger" not in text
+    assert all(f'route="{route}",status="401"' in text for route in ("other", "/v1/models/{id}"))

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 
 from raymill.api.completion import when_there_is_room
 from raymill.api.completion_requests import Texts
+from raymill.api.context import check_fits
 from raymill.api.schema import MAX_COUNT, WHOLE, Body
 from raymill.errors import RequestError
 from raymill.inference.limits import check_ids
@@ -43,6 +44,7 @@ class EmbeddingRequest(Body):
 async def embed(engine: Engine, texts_ids: Sequence[tuple[int, ...]], adapter: str | None) -> list[Floats]:
     """The vectors. RequestError where a text is outside the model's limits, or the first finds the queue full."""
     for ids in texts_ids:
+        check_fits(len(ids), engine.max_seq_len, "input")
         check_ids(ids, 0, engine.max_seq_len, engine.vocab_size)
     at_once = max(1, engine.stats().num_slots)
     asked: list[asyncio.Future[Floats]] = []

@@ -1,8 +1,8 @@
 """The API's OpenAPI 3.1 document: what each route takes and answers, with the bounds of the model that is served.
 
 The bodies are the settings classes' own JSON schemas, so what is documented is what is checked. Two limits no JSON schema can
-say: that prompt and completion together must fit the context, and that some text must conform to a schema. Both are
-answered 400.
+say: that prompt and completion together must fit the context, and what a response_format's schema may add up to. Both are
+answered 400, the first with a `code` of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from raymill.inference.requests import MAX_LOGPROBS
 Schema = dict[str, Any]
 
 _ERRORS = {
-    400: "a field is outside its bounds; `param` names it",
+    400: "a field is outside its bounds and `param` names it; `code` is context_length_exceeded where text is too long for the context",
     401: "no key, or one that is not known",
     403: "the key is for something else",
     404: "there is no such model",

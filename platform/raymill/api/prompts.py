@@ -14,6 +14,7 @@ from raymill.api.chat_requests import ChatRequest
 from raymill.api.choices import ChatChoice, TextChoice
 from raymill.api.completion import Asked
 from raymill.api.completion_requests import CompletionRequest
+from raymill.api.context import completion_length
 from raymill.api.logprobs import CompletionLogprobs, TokenNames
 from raymill.api.schema import Generation
 from raymill.errors import RequestError
@@ -43,23 +44,30 @@ def ask_completions(
 ) -> list[Asked]:
     """The choices of /v1/completions."""
     samplings = _samplings(asked, model)
-    wanted = _DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
     scores = asked.logprobs if asked.echo else None
+    if scores is None and asked.max_tokens == 0:
+        scores = 0  # the engine makes no token only where it scores the prompt
     choices = []
-    for place, ids in enumerate(prompts):
-        room = _room(ids, model, "prompt", needs=min(wanted, 1))
-        text = asked.prompt[place]
+    for place, (text, ids) in enumerate(zip(asked.prompt, prompts, strict=True)):
+        length = completion_length(
+            len(ids),
+            asked.max_tokens,
+            _DEFAULT_MAX_TOKENS,
+            model.max_seq_len,
+            field="prompt",
+            length_field="max_tokens",
+        )
         for number, sampling in enumerate(samplings):
             index = place * len(samplings) + number
             request = Request(
                 id=f"{completion_id}-{index}",
                 prompt_ids=ids,
-                max_tokens=min(wanted, room) if asked.max_tokens is None else wanted,
+                max_tokens=length,
                 sampling=sampling,
                 stop=tuple(asked.stop or ()),
                 stop_ids=stop_ids,
                 logprobs=asked.logprobs,
-                prompt_logprobs=0 if scores is None and wanted == 0 else scores,
+                prompt_logprobs=scores,
                 adapter=model.adapter,
             )
             echo = None
@@ -79,18 +87,25 @@ def ask_chat(
     grammar: Grammar | None,
 ) -> list[Asked]:
     """The choices of /v1/chat/completions."""
-    room = _room(ids, model, "messages", needs=1)
     for field, length in (("max_completion_tokens", asked.max_completion_tokens), ("max_tokens", asked.max_tokens)):
         if length is not None and length >= model.max_seq_len:
             fix = f"set it to at most {model.max_seq_len - 1}, less the prompt's tokens"
             raise RequestError(f"{field} is {length}", field=field, fix=fix)
     wanted = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+    length = completion_length(
+        len(ids),
+        wanted,
+        model.max_seq_len,
+        model.max_seq_len,
+        field="messages",
+        length_field=asked.length_field,
+    )
     choices = []
     for index, sampling in enumerate(_samplings(asked, model)):
         request = Request(
             id=f"{completion_id}-{index}",
             prompt_ids=ids,
-            max_tokens=room if wanted is None else wanted,
+            max_tokens=length,
             sampling=sampling,
             stop=tuple(asked.stop or ()),
             stop_ids=stop_ids,
@@ -100,18 +115,6 @@ def ask_chat(
         )
         choices.append(Asked(request, ChatChoice(index, model.names if asked.logprobs else None)))
     return choices
-
-
-def _room(ids: tuple[int, ...], model: Model, field: str, *, needs: int) -> int:
-    """Tokens that a completion may have behind this prompt."""
-    room = model.max_seq_len - len(ids)
-    if room < needs:
-        raise RequestError(
-            f"the prompt has {len(ids)} tokens; the model takes {model.max_seq_len}, completion included",
-            field=field,
-            fix="shorten it",
-        )
-    return room
 
 
 def _samplings(asked: Generation, model: Model) -> list[Sampling]:

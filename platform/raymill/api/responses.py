@@ -12,11 +12,13 @@ from typing import Any
 import orjson
 from starlette.responses import Response
 
+from raymill.api.context import ContextError
 from raymill.errors import RequestError
 
 RETRY_AFTER_S = 1
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_CONTEXT_CODE = "context_length_exceeded"
 _CODES = {
     401: "invalid_api_key",
     403: "wrong_role",
@@ -47,7 +49,7 @@ def error_response(error: RequestError) -> Response:
 def error_body(error: RequestError) -> dict[str, Any]:
     """The object of one error; also the last event of a stream that failed."""
     kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-    code = _CODES.get(error.status)
+    code = _CONTEXT_CODE if isinstance(error, ContextError) else _CODES.get(error.status)
     return {"error": {"message": f"{error.what}; {error.fix}", "type": kind, "param": error.field, "code": code}}
 
 

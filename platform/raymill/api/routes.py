@@ -25,6 +25,7 @@ from raymill.api.auth import Guard
 from raymill.api.chat_requests import ChatRequest, ResponseFormat
 from raymill.api.completion import Asked, Completion, Head
 from raymill.api.completion_requests import CompletionRequest
+from raymill.api.context import ContextError
 from raymill.api.embeddings import EmbeddingRequest, check_dimensions, embed, embedding_body
 from raymill.api.events import EventStream, unless_gone, write_interval_s
 from raymill.api.keys import KeyFile
@@ -48,6 +49,7 @@ from raymill.telemetry.metrics import (
     GONE,
     MEMORY,
     MODEL_INFO,
+    PREEMPTIONS,
     PROMPT_TOKENS,
     QUEUED,
     REPLICAS_UP,
@@ -226,9 +228,10 @@ class Api:
     async def _encode(self, encode: Callable[[], T], size: int, field: str, *, longest: int | None = None) -> T:
         """What `encode` makes of `size` characters; many are encoded beside the event loop."""
         limit = _CHARS_PER_TOKEN * self._engine.max_seq_len
-        if (size if longest is None else longest) > limit:
-            what = f"{field} has {size if longest is None else longest} characters; the limit is {limit}"
-            raise RequestError(what, field=field, fix="shorten it")
+        chars = size if longest is None else longest
+        if chars > limit:
+            what = f"{field} has {chars} characters and the limit is {limit}"
+            raise ContextError(what, self._engine.max_seq_len, field=field)
         return encode() if size <= _ENCODE_INLINE_CHARS else await asyncio.to_thread(encode)
 
     async def _grammar(self, form: ResponseFormat | None) -> Grammar | None:
@@ -304,6 +307,7 @@ def record_stats(metrics: Metrics, stats: EngineStats) -> None:
     metrics.set(ACTIVE, stats.active)
     metrics.set(SLOTS, stats.num_slots)
     metrics.set(REPLICAS_UP, int(stats.healthy))
+    metrics.raise_to(PREEMPTIONS, stats.preemptions)
     metrics.set(MEMORY, resident_bytes())
 
 
