@@ -270,3 +270,10 @@ def test_a_stop_string_ends_each_choice_and_the_end_token_is_told(real):
 def test_the_model_scores_what_it_says_the_likeliest_at_temperature_zero(real):
     told = completion(real, logprobs=5)["choices"][0]["logprobs"]
     assert np.argmax([list(each.values()) for each in told["top_logprobs"]], axis=1).tolist() == [0] * 12
+
+
+def test_preemptions_are_scraped(real, monkeypatch):
+    monkeypatch.setattr(real.engine._scheduler, "preemptions", real.engine.stats().preemptions + 3)
+    with real.http(real.metrics_key) as http:
+        text = http.get("/metrics").text
+    assert f"raymill_preemptions_total {real.engine.stats().preemptions}.0" in text

@@ -115,7 +115,7 @@ def test_text_is_the_same_alone_together_cut_preempted_cached_and_drafted(checkp
         same(found)
     tight, engine = run(steps(checkpoint, kind, num_pages=6), wanted, num_slots=5, max_step_tokens=30)
     same(tight)
-    assert engine._scheduler.preemptions > 0
+    assert engine.stats().preemptions > 0
     again = BatchingEngine(warm, Ids, num_slots=4, max_queued=99, max_step_tokens=40)
     for _ in range(2):  # the second time every full page is found
         for request in wanted:
@@ -156,7 +156,7 @@ def test_prompt_scores_and_embeddings_do_not_depend_on_company(checkpoint, kind)
         prompts = [first.prompt for first in firsts]
         vectors = [future.result(30) for future in futures]
         assert engine._scheduler.pool.available == num_pages
-        preemptions = engine._scheduler.preemptions
+        preemptions = engine.stats().preemptions
         engine.close()
         return prompts, vectors, preemptions
 

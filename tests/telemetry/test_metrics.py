@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from raymill.telemetry.metrics import (
     COMPLETION_TOKENS,
     DURATION,
+    PREEMPTIONS,
     QUEUED,
     REQUESTS,
     TABLE,
@@ -46,6 +47,12 @@ def test_what_is_recorded_is_rendered():
     assert seen[("raymill_queued_requests",)] == 3
     assert seen["raymill_request_duration_seconds_bucket", ("le", "0.25"), ("route", "/v1/completions")] == 1
     assert seen["raymill_request_duration_seconds_bucket", ("le", "0.1"), ("route", "/v1/completions")] == 0
+
+
+def test_a_counter_is_raised_to_what_its_source_counted_even_told_late():
+    metrics = Metrics()
+    seen = [(metrics.raise_to(PREEMPTIONS, total), read(metrics.render()))[1] for total in (0, 3, 5, 4, 6)]
+    assert [each[("raymill_preemptions_total",)] for each in seen] == [0, 3, 5, 5, 6]
 
 
 REPLICA = """

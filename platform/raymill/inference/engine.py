@@ -353,7 +353,8 @@ class BatchingEngine:
         active = len(self._scheduler.running)
         works = not self._closed and not self._ended and self._thread.is_alive()
         healthy = works and self._failures_in_a_row < _UNHEALTHY_AFTER and not self._hangs()
-        return EngineStats(len(self._scheduler.queued), active, self._scheduler.num_slots, healthy)
+        scheduler = self._scheduler
+        return EngineStats(len(scheduler.queued), active, scheduler.num_slots, healthy, scheduler.preemptions)
 
     def _hangs(self) -> bool:
         """Whether the step that runs should have ended."""

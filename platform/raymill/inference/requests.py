@@ -69,6 +69,8 @@ class EngineStats:
     active: int
     num_slots: int
     healthy: bool
+    preemptions: int = 0
+    """Sequences sent back to the queue because pages ran out, since the start."""
 
 
 class Engine(Protocol):

@@ -75,6 +75,7 @@ class Scheduler:
         self.running: list[Progression] = []
         """Oldest first."""
         self.preemptions = 0
+        """Sequences sent back since the start."""
         self._free_slots = list(range(num_slots))
         self.table: PageTable = np.zeros((num_slots, pages_for(max_seq_len)), np.int32)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -66,6 +67,9 @@ PROMPT_TOKENS = Metric("raymill_prompt_tokens_total", "counter", "Tokens of prom
 COMPLETION_TOKENS = Metric("raymill_completion_tokens_total", "counter", "Tokens of completions given out.")
 GONE = Metric("raymill_clients_gone_total", "counter", "Requests dropped because their client went away.")
 FAILED = Metric("raymill_failed_completions_total", "counter", "Completions that ended because the model failed.")
+PREEMPTIONS = Metric(
+    "raymill_preemptions_total", "counter", "Completions sent back to the queue because the KV cache was full."
+)
 QUEUED = Metric("raymill_queued_requests", "gauge", "Requests that wait for a slot.")
 ACTIVE = Metric("raymill_active_slots", "gauge", "Slots that hold a running completion.")
 SLOTS = Metric("raymill_slots", "gauge", "Slots there are.")
@@ -89,6 +93,7 @@ TABLE = (
     COMPLETION_TOKENS,
     GONE,
     FAILED,
+    PREEMPTIONS,
     QUEUED,
     ACTIVE,
     SLOTS,
@@ -104,6 +109,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._totals: dict[str, float] = {}
+        self._lock = threading.Lock()
         self._made = {metric.name: _make(metric, self._registry) for metric in TABLE}
 
     def add(self, metric: Metric, amount: float = 1, **labels: str) -> None:
@@ -111,6 +118,14 @@ class Metrics:
         made = self._child(metric, labels)
         assert isinstance(made, Counter)
         made.inc(amount)
+
+    def raise_to(self, metric: Metric, total: float) -> None:
+        """Raises a counter without labels to what was counted elsewhere. From any thread; what is less changes nothing."""
+        made = self._made[metric.name]
+        assert isinstance(made, Counter)
+        with self._lock:
+            made.inc(max(0, total - self._totals.get(metric.name, 0)))
+            self._totals[metric.name] = max(total, self._totals.get(metric.name, 0))
 
     def set(self, metric: Metric, value: float, **labels: str) -> None:
         """Sets a gauge."""
