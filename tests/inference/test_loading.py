@@ -124,6 +124,48 @@ def test_a_tokenizer_of_another_model_is_refused(checkpoint):
         load_engine(checkpoint, **LIMITS)
 
 
+@pytest.mark.parametrize("name", ["auto", "torch"])
+def test_ids_that_only_the_model_knows_are_read_and_say_nothing(tmp_path, tokenizer, name):
+    """Vocabularies are padded to round numbers: 8 ids more than the tokenizer has."""
+    model = Transformer(ModelConfig(**SHAPE), tokenizer.vocab_size + 8)
+    model.initialize(seed=0, init=InitConfig(std=0.1))
+    save_model(tmp_path, model, tokenizer.end_id)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    engine, _ = load_engine(tmp_path, engine=name, **LIMITS)
+    known, unknown = tokenizer.encode("the cat"), tokenizer.vocab_size + 3
+    only = Sampling(temperature=0, logit_bias=((unknown, 100.0),))
+    drawn = Sampling(temperature=1.0, seed=1, logit_bias=tuple((unknown + n, 3.0) for n in range(-3, 5)))
+    made = {}
+    for each, prompt, sampling in (("only", known, only), ("drawn", known, drawn), ("fed", [unknown, *known], drawn)):
+        request = Request(each, tuple(prompt), 8, sampling, logprobs=20, prompt_logprobs=20, stop=("never",))
+        made[each] = [event for batch in engine.submit(request) for event in batch]
+    assert [event.finish_reason for event in made["only"]] == [None] * 7 + ["length"]
+    assert [event.token.token for event in made["only"]] == [unknown] * 8
+    assert "".join(event.text for event in made["only"]) == ""
+    for each in ("drawn", "fed"):
+        ids = [event.token.token for event in made[each]]
+        assert made[each][-1].finish_reason == "length" and max(ids) >= tokenizer.vocab_size > min(ids)
+        assert "".join(event.text for event in made[each]) == tokenizer.decode(ids)
+    engine.close()
+
+
+@pytest.mark.parametrize("name", ["auto", "torch"])
+def test_a_schema_never_lets_in_what_only_the_model_knows(tmp_path, tokenizer, name):
+    grammars = pytest.importorskip("raymill.inference.grammar").Grammars
+    pytest.importorskip("llguidance")
+    model = Transformer(ModelConfig(**SHAPE), tokenizer.vocab_size + 40)  # more than a word of the mask
+    model.initialize(seed=0, init=InitConfig(std=0.1))
+    save_model(tmp_path, model, tokenizer.end_id)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    engine, _ = load_engine(tmp_path, engine=name, **LIMITS)
+    wanted = Sampling(temperature=0, logit_bias=tuple((tokenizer.vocab_size + n, 100.0) for n in range(40)))
+    request = Request("r", (1,), 20, wanted, grammar=grammars(tokenizer).json_schema({"enum": ["the cat"]}),
+                      stop_ids=frozenset({tokenizer.end_id}))  # fmt: skip
+    events = [event for batch in engine.submit(request) for event in batch]
+    assert "".join(event.text for event in events) == '"the cat"' and events[-1].finish_reason == "stop"
+    engine.close()
+
+
 def test_a_cache_too_small_for_one_sequence_says_how_much_it_needs(checkpoint):
     with pytest.raises(MachineError, match="max_kv_cache_mib to at least 1"):
         load_engine(checkpoint, **{**LIMITS, "max_kv_cache_bytes": 2**12})
