@@ -1,4 +1,5 @@
 import functools
+import json
 
 import pytest
 import torch
@@ -164,6 +165,18 @@ def test_a_schema_never_lets_in_what_only_the_model_knows(tmp_path, tokenizer, n
     events = [event for batch in engine.submit(request) for event in batch]
     assert "".join(event.text for event in events) == '"the cat"' and events[-1].finish_reason == "stop"
     engine.close()
+
+
+def test_a_vocabulary_too_large_to_draw_from_is_said_before_weights_are_read(checkpoint):
+    path = checkpoint / "config.json"
+    values = json.loads(path.read_text())
+    (checkpoint / "model.safetensors").unlink()
+    path.write_text(json.dumps({**values, "vocab_size": 2**20}))
+    with pytest.raises(ArtifactError, match="a vocabulary of 1,048,576 ids is too large"):
+        load_engine(checkpoint, **LIMITS)
+    path.write_text(json.dumps({**values, "vocab_size": 2**20 - 1}))
+    with pytest.raises(ArtifactError, match=r"model\.safetensors is missing"):
+        load_engine(checkpoint, **LIMITS)
 
 
 def test_a_cache_too_small_for_one_sequence_says_how_much_it_needs(checkpoint):

@@ -6,7 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from raymill.errors import ArtifactError
 from raymill.inference import compiled_draws, native
+from raymill.inference.draws import MOST_IDS, check_vocabulary
 from raymill.inference.sampling import NO_TOKEN, Sampler, Sampling, choose, score, uniform
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
@@ -278,6 +280,16 @@ def test_seeds_and_counters_give_other_numbers_in_the_unit_interval():
     assert len(set(numbers)) == 3000 and min(numbers) >= 0 and max(numbers) < 1
     assert sum(numbers) / 3000 == pytest.approx(0.5, abs=0.02)
     assert uniform(5, 7) == uniform(5, 7)
+
+
+def test_the_largest_vocabulary_is_drawn_from_evenly(way):
+    """Equal logits weigh the most together: the sum of one id more would overflow."""
+    check_vocabulary(MOST_IDS, "config.json")
+    logits = np.zeros((1, MOST_IDS), np.float32)
+    ids = [token for seed in range(4) for token, _ in choose(logits, (0,), [Sampler(Sampling(seed=seed))])]
+    assert ids == [int(uniform(seed, 0) * MOST_IDS) for seed in range(4)]
+    with pytest.raises(ArtifactError, match="a vocabulary of 1,048,576 ids is too large"):
+        check_vocabulary(MOST_IDS + 1, "config.json")
 
 
 def test_the_draws_of_a_seed_stay_what_they_were(way):

@@ -106,6 +106,18 @@ def test_a_kv_cache_that_does_not_fit_is_said_before_ray_starts(tmp_path, checkp
     assert not cluster.connected
 
 
+def test_a_vocabulary_too_large_to_draw_from_is_said_before_ray_starts(tmp_path, checkpoint):
+    shape = json.loads(checkpoint.file("config.json").read_text())
+    draft = Draft(tmp_path / "compress-1")
+    (draft.path / "config.json").write_text(json.dumps({**shape, "vocab_size": 2**20}))
+    large = draft.publish("checkpoint", "compress", config=Config(), inputs={}, summary="", figures={})
+    cluster = Cluster(place(free_port()))
+    inputs = Inputs({"checkpoint": large}, Draft(tmp_path / "serve-0"), tmp_path, Progress("serve"))
+    with pytest.raises(ArtifactError, match="a vocabulary of 1,048,576 ids is too large"):
+        serve.run(serve.Config(), inputs, cluster)
+    assert not cluster.connected
+
+
 def test_a_ray_service_serves_the_newest_checkpoint_of_a_run(checkpoint, tmp_path):
     args = {"run_folder": str(tmp_path), "serve": {"replicas": 3}, "role": {"cpus_per_worker": 2}}
     with pytest.raises(ArtifactError, match="holds no checkpoint"):

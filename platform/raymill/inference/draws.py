@@ -13,13 +13,15 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from raymill.errors import ArtifactError
 from raymill.inference.step import Floats
 
 Ids = NDArray[np.int64]
 Weights = NDArray[np.int64]
 
 UNIT_BITS = 43
-"""The likeliest token weighs 2**43: sums of up to 2**20 tokens fit, and what cannot be drawn is below 1e-13 of it."""
+"""The likeliest token weighs 2**43: sums of MOST_IDS tokens fit, and what cannot be drawn is below 1e-13 of it."""
+MOST_IDS = 2**20 - 1
 _NEAREST = 1.5 * 2.0**52 + UNIT_BITS  # added to a double of this size, it leaves the nearest integer
 _LOG2_E = 1.4426950408889634
 _LOWEST = -60.0  # 2**(43 - 60) rounds to 0
@@ -28,6 +30,14 @@ _SERIES = (
     *(0.05550357114219167, 0.24022650760568237, 0.6931471880262288, 1.0),
 )
 """2**f for f from -1/2 to 1/2, fitted at Chebyshev's points: within 6e-9 of itself."""
+
+
+def check_vocabulary(vocab_size: int, where: str) -> None:
+    """ArtifactError for a model with more ids than can be drawn from: sums of so many weights would overflow."""
+    if vocab_size > MOST_IDS:
+        what, why = f"a vocabulary of {vocab_size:,} ids is too large", f"a token is drawn from at most {MOST_IDS:,}"
+        fix = "name a model with a smaller vocabulary, or set serve.engine to vllm"
+        raise ArtifactError(what, where=where, why=why, fix=fix)
 
 
 def weigh(logits_V: Floats, temperature: float) -> Weights:

@@ -14,11 +14,12 @@ from typing import Literal
 from raymill.errors import ArtifactError, MachineError
 from raymill.inference import native
 from raymill.inference.adapters import load_adapter
+from raymill.inference.draws import check_vocabulary
 from raymill.inference.engine import BatchingEngine
 from raymill.inference.kv_cache import KvPrecision, fit_pages
 from raymill.inference.requests import Engine, EngineStats
 from raymill.inference.step import ModelStep
-from raymill.model.files import TOKENIZER, read_model_config
+from raymill.model.files import CONFIG, TOKENIZER, read_model_config
 from raymill.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 EngineName = Literal["auto", "native", "torch", "vllm"]
@@ -39,8 +40,8 @@ def load_engine(
     adapters: Mapping[str, Path] | None = None,
     on_stats: Callable[[EngineStats], None] | None = None,
 ) -> tuple[Engine, Tokenizer]:
-    """ArtifactError when the checkpoint, its tokenizer or an adapter is not whole or they do not match, MachineError when
-    not one sequence fits, or the device or what the engine needs is not there.
+    """ArtifactError when the checkpoint, its tokenizer or an adapter is not whole or they do not match, or the vocabulary is
+    too large; MachineError when not one sequence fits, or the device or what the engine needs is not there.
 
     adapters: LoRA folders by the name that requests call them. threads: that a step computes on.
     """
@@ -59,6 +60,7 @@ def load_engine(
         return VllmEngine.load(
             checkpoint, tokenizer, max_slots=max_slots, max_queued=max_queued, adapters=adapters or {}
         ), tokenizer
+    check_vocabulary(vocab_size, str(checkpoint / CONFIG))
     pages = fit_pages(config, max_slots, max_kv_cache_bytes, kv_precision)
     step = load_step(checkpoint, engine, device, pages, kv_precision, threads)
     return BatchingEngine(

@@ -236,10 +236,13 @@ def _check_checkpoint(config: Config, checkpoint: Path) -> str:
     """Its precision; what a replica would stumble over is said here."""
     from raymill.compression.format import read_quantization
     from raymill.inference.adapters import load_adapter
+    from raymill.inference.draws import check_vocabulary
     from raymill.inference.kv_cache import fit_pages
     from raymill.model.files import CONFIG, read_config, read_model_config
 
-    model, _ = read_model_config(checkpoint)
+    model, vocab_size = read_model_config(checkpoint)
+    if config.engine != "vllm":
+        check_vocabulary(vocab_size, str(checkpoint / CONFIG))
     quantization = read_quantization(read_config(checkpoint), str(checkpoint / CONFIG))
     fit_pages(model, config.max_slots, config.max_kv_cache_mib * 2**20, config.kv_cache)
     for folder in config.adapters.values():
