@@ -1,9 +1,11 @@
-"""What the OpenAPI document cannot say, told to schemathesis: prompt and completion together fit the model's context.
+"""What the OpenAPI document cannot say, told to schemathesis: that prompt and completion together fit the model's context, and
+what some keywords of a response_format's schema may be.
 
     SCHEMATHESIS_HOOKS=tests/api/schemathesis_hooks.py st run URL/openapi.json -H "Authorization: Bearer KEY" -n 500
 
 A JSON schema neither counts tokens nor adds fields up. Valid bodies that might be too long for the context are left out here, a
-token being at least a byte of UTF-8; every other one must be accepted, and every answer be as documented.
+token being at least a byte of UTF-8, and of a response_format's schema the keywords that are bounded together; every other body
+must be accepted, and every answer be as documented.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import schemathesis
 
 _TURN_TOKENS = 16
 """More than a chat template writes around a message, or before the answer."""
+
+_BOUNDED_TOGETHER = {"pattern", "multipleOf", "$ref", "oneOf", "allOf"}
 
 
 @schemathesis.hook
@@ -22,6 +26,35 @@ def filter_case(context, case):
         return True
     length = max(1, body.get("max_tokens") or 0, body.get("max_completion_tokens") or 0)
     return most_tokens(body) + length <= context_of(case.operation.schema.raw_schema)
+
+
+@schemathesis.hook
+def map_case(context, case):
+    """The case with plainer schemas, where it is meant to be valid."""
+    if isinstance(case.body, dict) and case.meta.generation.mode.is_positive:
+        form = case.body.get("response_format") or {}
+        named = form.get("json_schema") or {}
+        if "schema" in named:
+            form = {**form, "json_schema": {**named, "schema": plainer(named["schema"])}}
+            case.body = {**case.body, "response_format": form}
+    return case
+
+
+def plainer(schema):
+    """The schema without what is bounded together."""
+    if not isinstance(schema, dict):
+        return schema
+    kept = {}
+    for key, value in schema.items():
+        if key in ("items", "additionalProperties"):
+            kept[key] = plainer(value)
+        elif key in ("anyOf", "prefixItems"):
+            kept[key] = [plainer(each) for each in value]
+        elif key in ("properties", "$defs", "definitions"):
+            kept[key] = {name: plainer(each) for name, each in value.items()}
+        elif key not in _BOUNDED_TOGETHER:
+            kept[key] = value
+    return kept
 
 
 def most_tokens(body):

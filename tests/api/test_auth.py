@@ -5,7 +5,7 @@ from raymill.api.keys import KeyFile
 from raymill.api.routes import ApiSettings, create_app
 from raymill.telemetry.metrics import Metrics
 
-PATHS = {path.replace("{id}", "tiny"): role for path, role in POLICY.items()}
+PATHS = {path.replace("{model}", "tiny"): role for path, role in POLICY.items()}
 ASKED = [
     *PATHS,
     "/",
@@ -60,7 +60,7 @@ def test_every_route_has_a_policy_and_every_policy_a_route(served):
     app = create_app(
         served.engine, served.tokenizer, ApiSettings(model_name="x", quantization="none"), served.keys, Metrics()
     )
-    assert {route_of(path.replace("{model_id}", "x")) for path in paths_of(app)} == set(POLICY)
+    assert {route_of(path.replace("{model}", "x")) for path in paths_of(app)} == set(POLICY)
 
 
 def test_a_route_without_a_policy_cannot_be_reached(served, tmp_path):

@@ -46,6 +46,13 @@ def test_base64_holds_the_same_numbers_and_the_models_dimensions_may_be_named(re
     assert np.array_equal(np.frombuffer(base64.b64decode(coded["embedding"]), "<f4"), own(real, "A cat"))
 
 
+def test_wrong_dimensions_are_refused_before_any_text_is_read(real, monkeypatch):
+    embeddings(real, "A cat", dimensions=64)
+    asked = []
+    monkeypatch.setattr("raymill.api.routes.embed", lambda *args: asked.append(args))
+    assert embeddings(real, TEXTS, dimensions=63)["error"]["param"] == "dimensions" and not asked
+
+
 def test_an_adapter_has_its_own_embeddings(real):
     (found,) = embeddings(real, "A cat", model="tuned")["data"]
     assert np.array_equal(np.float32(found["embedding"]), own(real, "A cat", "tuned"))

@@ -231,6 +231,7 @@ def test_the_refusal_says_the_limit(served, path, field, value, limit):
         (CHAT, {"max_tokens": 127}, "max_tokens", "set max_tokens to at most"),
         (CHAT, {"max_completion_tokens": 127}, "max_completion_tokens", "set max_completion_tokens to at most"),
         (CHAT, {"messages": [user("y " * 400)]}, "messages", "shorten it"),
+        (CHAT, {"messages": [user("y " * 400)], "max_completion_tokens": 5}, "messages", "shorten it"),
         (CHAT, {"messages": [user("x" * 5000)]}, "messages", "shorten it"),
         (EMBEDDINGS, {"input": [1] * 129}, "input", "shorten it"),
         (EMBEDDINGS, {"input": "x" * 5000}, "input", "shorten it"),
@@ -242,6 +243,12 @@ def test_more_than_the_context_holds_has_a_code_and_words_of_its_own(served, pat
     error = refusal(post(served, path, **changes), 400)
     assert (error["param"], error["code"]) == (field, "context_length_exceeded")
     assert "maximum context length is 128 tokens" in error["message"] and fix in error["message"]
+
+
+def test_both_names_of_a_chats_length_are_bounded_though_one_counts(served):
+    for field, other in (("max_tokens", "max_completion_tokens"), ("max_completion_tokens", "max_tokens")):
+        error = refusal(post(served, CHAT, **{field: 128, other: 4}), 400)
+        assert error["param"] == field and "at most 127" in error["message"]
 
 
 def test_a_prompt_and_its_completion_may_fill_the_context(served):

@@ -39,7 +39,7 @@ def test_every_route_is_described_and_opens_with_the_key_it_names(served):
         document = http.get("/openapi.json").json()
     from raymill.api.auth import POLICY
 
-    described = {path.replace("{model}", "{id}"): methods for path, methods in document["paths"].items()}
+    described = document["paths"]
     assert described.keys() == POLICY.keys()
     for path, role in POLICY.items():
         method = described[path].get("get") or described[path]["post"]
@@ -76,6 +76,96 @@ def test_what_the_document_refuses_is_refused_and_what_it_takes_is_taken(served)
     assert len(taken) < 16
     for path in validators:
         validators[path].validate(limits.body_of(path))
+
+
+FORM = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
+EDGES = [
+    ("CompletionRequest", {"model": "tiny"}, {"model": "tuned"}),
+    ("CompletionRequest", {"prompt": [270] * 128, "max_tokens": 0}, {"prompt": [271]}),
+    ("CompletionRequest", {"prompt": [[1] * 128], "max_tokens": 0}, {"prompt": [1] * 129, "max_tokens": 0}),
+    ("CompletionRequest", {"prompt": ["x"] * 256, "max_tokens": 0}, {"prompt": ["x"] * 257}),
+    ("CompletionRequest", {"prompt": ""}, {"prompt": [[1] * 129], "max_tokens": 0}),
+    ("CompletionRequest", {"max_tokens": 127}, {"max_tokens": 128}),
+    ("CompletionRequest", {"logit_bias": {"270": 1}}, {"logit_bias": {"271": 1}}),
+    ("CompletionRequest", {"suffix": ""}, {"suffix": "x"}),
+    ("ChatRequest", {"max_completion_tokens": 64}, {"max_completion_tokens": 128}),
+    ("ChatRequest", {"max_tokens": 4, "max_completion_tokens": 4}, {"max_tokens": 128, "max_completion_tokens": 4}),
+    ("ChatRequest", {"logprobs": True, "top_logprobs": 20}, {"logprobs": True, "top_logprobs": 21}),
+    ("ChatRequest", {"tools": [], "tool_choice": "none", "store": False}, {"tool_choice": "auto"}),
+    ("ChatRequest", {"response_format": FORM}, {"response_format": {**FORM, "type": "json_object"}}),
+    ("ChatRequest", {"response_format": {"type": "json_object"}}, {"response_format": {"type": "json_schema"}}),
+    ("EmbeddingRequest", {"dimensions": 8}, {"dimensions": 9}),
+    ("EmbeddingRequest", {"input": ["x"]}, {"input": ""}),
+    ("EmbeddingRequest", {"input": [1] * 128}, {"input": ["x", ""]}),
+]
+
+
+@pytest.mark.parametrize("name,good,bad", EDGES, ids=str)
+def test_the_document_has_the_bounds_that_are_checked(served, name, good, bad):
+    """The last value that is taken and the first that is not; those of the model among them."""
+    limits = beside("test_limits")
+    path = next(path for path, model in limits.BODIES.items() if model.__name__ == name)
+    validator = jsonschema.Draft202012Validator(body_schema(name, models=["tiny"]))
+    for changes, taken in ((good, True), (bad, False)):
+        body = limits.body_of(path, **changes)
+        with served.http() as http:
+            assert (http.post(path, json=body).status_code == 200) == taken
+        assert validator.is_valid(body) == taken
+
+
+NUMBER = {"type": "integer", "minimum": 0, "maximum": 9}
+ACCEPTED = [
+    {"type": "string", "pattern": "^a+$", "minLength": 1, "maxLength": 3},
+    {"type": "integer", "multipleOf": 5, "minimum": 0, "exclusiveMaximum": 50},
+    {"$ref": "#/$defs/number", "$defs": {"number": NUMBER}},
+    {"$ref": "#/definitions/number", "definitions": {"number": NUMBER}},
+    {"oneOf": [NUMBER, {"type": "null"}]},
+    {"allOf": [NUMBER, {"maximum": 5}]},
+    {"type": "integer", "maximum": 5, "exclusiveMinimum": 1},
+    {"const": [1, {"a": None}]},
+    {"enum": ["x", 2.5, True]},
+    {"anyOf": [{"const": 1}, {"const": 2}]},
+    {"type": "array", "items": NUMBER, "prefixItems": [NUMBER], "minItems": 1, "maxItems": 2},
+    {"properties": {"a": NUMBER}, "required": ["a"], "additionalProperties": False, "minProperties": 1, "maxProperties": 2},
+    {"type": "string", "format": "date"},
+    {"type": "null", "title": "t", "description": "d", "default": None, "examples": [None], "deprecated": True},
+    {"type": "null", "$schema": "https://json-schema.org/draft/2020-12/schema", "$comment": "c", "readOnly": True, "writeOnly": False},
+]  # fmt: skip
+REFUSED = [
+    {"not": NUMBER},
+    {"uniqueItems": True},
+    {"if": NUMBER},
+    {"type": "text"},
+    {"format": "iri"},
+    {"minProperties": 2},
+    {"multipleOf": 0},
+    {"multipleOf": 1001},
+    {"minLength": 10_001},
+    {"maximum": 2**54},
+    {"const": 2**54},
+    {"default": [1e300]},
+    {"anyOf": []},
+    {"items": [NUMBER]},
+    {"pattern": "a" * 257},
+    {"$defs": {str(n): NUMBER for n in range(65)}},
+    {"required": "a"},
+]
+
+
+@pytest.mark.parametrize("schema,good", [*((s, True) for s in ACCEPTED), *((s, False) for s in REFUSED)], ids=str)
+def test_the_document_says_which_schemas_a_completion_may_have_to_conform_to(real, schema, good):
+    """Those of a response_format, keyword by keyword."""
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1, "response_format": form}
+    with real.http() as http:
+        answer = http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == (200 if good else 400), answer.text
+    assert jsonschema.Draft202012Validator(body_schema("ChatRequest")).is_valid(body) == good
+
+
+def test_every_keyword_that_is_documented_is_tried():
+    documented = body_schema("ChatRequest")["components"]["schemas"]["JsonSchema"]["properties"].keys()
+    assert documented == {keyword for schema in ACCEPTED for keyword in schema}
 
 
 def test_the_hooks_of_schemathesis_count_no_fewer_tokens_than_there_are(roomy):

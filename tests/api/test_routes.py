@@ -244,4 +244,4 @@ def test_a_path_that_a_stranger_types_is_no_label_of_the_metrics(served):
     with served.http(served.metrics_key) as http:
         text = http.get("/metrics").text
     assert "stranger" not in text
-    assert all(f'route="{route}",status="401"' in text for route in ("other", "/v1/models/{id}"))
+    assert all(f'route="{route}",status="401"' in text for route in ("other", "/v1/models/{model}"))

@@ -19,7 +19,7 @@ POLICY: dict[str, Role | None] = {
     "/metrics": "metrics",
     "/openapi.json": "client",
     "/v1/models": "client",
-    "/v1/models/{id}": "client",
+    "/v1/models/{model}": "client",
     "/v1/completions": "client",
     "/v1/chat/completions": "client",
     "/v1/embeddings": "client",
@@ -74,7 +74,7 @@ def route_of(path: str) -> str | None:
     if path in POLICY:
         return path
     head, _, last = path.rpartition("/")
-    return "/v1/models/{id}" if head == "/v1/models" and last else None
+    return "/v1/models/{model}" if head == "/v1/models" and last else None
 
 
 def _bearer(scope: Scope) -> str | None:

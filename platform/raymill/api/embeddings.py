@@ -61,11 +61,10 @@ async def embed(engine: Engine, texts_ids: Sequence[tuple[int, ...]], adapter: s
         await asyncio.gather(*asked, return_exceptions=True)
 
 
-def check_dimensions(asked: EmbeddingRequest, vectors: Sequence[Floats]) -> None:
-    """RequestError where other dimensions were asked for than the vectors have."""
-    found = len(vectors[0])
-    if asked.dimensions not in (None, found):
-        what = f"dimensions is {asked.dimensions}; this model's vectors have {found}"
+def check_dimensions(asked: int, found: int) -> None:
+    """RequestError where other dimensions are asked for than the vectors have."""
+    if asked != found:
+        what = f"dimensions is {asked}; this model's vectors have {found}"
         raise RequestError(what, field="dimensions", fix=f"leave it out, or set it to {found}")
 
 

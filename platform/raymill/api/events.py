@@ -1,4 +1,4 @@
-"""Server-sent events as a response that notices when its client goes away, even between two tokens."""
+"""Server-sent events, and how an answer under way ends: done, its client gone, or out of time."""
 
 from __future__ import annotations
 

@@ -16,7 +16,18 @@ from raymill.api.chat_requests import ChatRequest
 from raymill.api.completion_requests import CompletionRequest
 from raymill.api.embeddings import EmbeddingRequest
 from raymill.api.schema import MAX_CHOICES, Body
-from raymill.inference.json_schema import FORMATS
+from raymill.inference.json_schema import (
+    ANNOTATIONS,
+    FORMATS,
+    MAX_DEFINITIONS,
+    MAX_DEPTH,
+    MAX_LENGTH,
+    MAX_MULTIPLE,
+    MAX_NUMBER,
+    MAX_PATTERN_CHARS,
+    MAX_PROPERTIES,
+    MAX_VALUES,
+)
 from raymill.inference.requests import MAX_LOGPROBS
 
 Schema = dict[str, Any]
@@ -43,7 +54,7 @@ def openapi_document(models: Sequence[str], max_seq_len: int, vocab_size: int, d
 
     dimensions: of an embedding; None where the engine makes none.
     """
-    schemas: Schema = {"JsonSchema": json_schemas(), **ANSWERS}
+    schemas: Schema = {"JsonSchema": json_schemas(), "JsonConstant": json_constants(), **ANSWERS}
     bounds = _Bounds(list(models), max_seq_len, vocab_size, dimensions)
     paths = {
         "/health": {"get": _get("Whether this replica works", "Health", (*_READ_ERRORS, 503), key=None)},
@@ -113,33 +124,56 @@ class _Bounds:
 
 
 def json_schemas() -> Schema:
-    """The JSON schemas that a response_format may hold."""
+    """The JSON schemas that a response_format may hold: every keyword that is enforced, and those that only explain."""
     each = {"$ref": "#/components/schemas/JsonSchema"}
+    constant = {"$ref": "#/components/schemas/JsonConstant"}
     named = {"type": "object", "additionalProperties": each}
+    definitions = {**named, "maxProperties": MAX_DEFINITIONS}
     several = {"type": "array", "items": each, "minItems": 1}
-    count = {"type": "integer", "minimum": 0, "maximum": 10_000}
-    number = {"type": "number", "minimum": -(2**53), "maximum": 2**53}
+    count = {"type": "integer", "minimum": 0, "maximum": MAX_LENGTH}
+    number = {"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
     kind = {"enum": ["string", "number", "integer", "boolean", "null", "array", "object"]}
     return {
-        "description": "A JSON schema whose every keyword is enforced; see inference/json_schema.py for what it may add up to.",
+        "description": "A JSON schema whose every keyword is enforced. Values that conform must exist, and "
+        f"all of it is bounded: {MAX_VALUES} schemas and constants, {MAX_PROPERTIES} properties, {MAX_DEPTH} levels.",
         "type": ["object", "boolean"],
         "additionalProperties": False,
         "properties": {
             "type": {"anyOf": [kind, {"type": "array", "items": kind, "minItems": 1, "uniqueItems": True}]},
-            "title": {"type": "string"},
-            "description": {"type": "string"},
-            "enum": {"type": "array", "minItems": 1},
-            "const": {},
+            "enum": {"type": "array", "items": constant, "minItems": 1},
+            "const": constant,
             "properties": named,
             "required": {"type": "array", "items": {"type": "string"}},
-            "additionalProperties": each,
-            "items": each,
-            "prefixItems": several,
-            "anyOf": several,
+            "minProperties": {"enum": [0, 1]},
             "format": {"enum": list(FORMATS)},
+            "pattern": {"type": "string", "maxLength": MAX_PATTERN_CHARS, "description": "A regular expression."},
+            "multipleOf": {
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "maximum": MAX_MULTIPLE,
+                "description": f"At most {MAX_MULTIPLE} units of its last decimal.",
+            },
+            "$ref": {"type": "string", "description": "# or #/$defs/ and a name."},
+            **dict.fromkeys(("$defs", "definitions"), definitions),
+            **dict.fromkeys(("items", "additionalProperties"), each),
+            **dict.fromkeys(("prefixItems", "anyOf", "oneOf", "allOf"), several),
             **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "maxProperties"), count),
             **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), number),
+            **dict.fromkeys(sorted(ANNOTATIONS), constant),
         },
+    }
+
+
+def json_constants() -> Schema:
+    """The values that a JSON schema may name."""
+    each = {"$ref": "#/components/schemas/JsonConstant"}
+    return {
+        "anyOf": [
+            {"type": ["string", "boolean", "null"]},
+            {"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER},
+            {"type": "array", "items": each},
+            {"type": "object", "additionalProperties": each},
+        ]
     }
 
 

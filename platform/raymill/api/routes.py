@@ -40,6 +40,7 @@ from raymill.errors import RequestError
 from raymill.inference.grammar import Grammar, Grammars
 from raymill.inference.json_schema import check_schema
 from raymill.inference.requests import Engine, EngineStats
+from raymill.inference.step import Floats
 from raymill.telemetry.metrics import (
     ACTIVE,
     COMPLETION_TOKENS,
@@ -106,6 +107,7 @@ class Api:
         self._grammars: Grammars | None = None
         self._grammars_lock = threading.Lock()
         self._document: dict[str, Any] | None = None
+        self._dimensions: int | None = None
         info = {"model": settings.model_name, "quantization": settings.quantization, "version": __version__}
         metrics.set(MODEL_INFO, 1, **info)
         metrics.set(REPLICAS_WANTED, settings.replicas)
@@ -128,21 +130,27 @@ class Api:
         return json_response(self._document)
 
     async def _described(self) -> dict[str, Any]:
-        """The OpenAPI document. What an embedding's length is, only an embedding says."""
+        """The OpenAPI document."""
         try:
-            dimensions = len((await embed(self._engine, [(self._tokenizer.end_id,)], None))[0])
+            dimensions = await self._length_of_embeddings()
         except RequestError as error:
             if error.status >= 429:
                 raise
-            dimensions = None
+            dimensions = None  # this engine makes none
         return openapi_document(self._names, self._engine.max_seq_len, self._engine.vocab_size, dimensions)
+
+    async def _length_of_embeddings(self) -> int:
+        """Only an embedding says it; asked for once."""
+        if self._dimensions is None:
+            self._dimensions = len((await embed(self._engine, [(self._tokenizer.end_id,)], None))[0])
+        return self._dimensions
 
     async def models(self) -> Response:
         return json_response({"object": "list", "data": [self._model(name) for name in self._names]})
 
-    async def model(self, model_id: str) -> Response:
-        self._called(model_id)
-        return json_response(self._model(model_id))
+    async def model(self, model: str) -> Response:
+        self._called(model)
+        return json_response(self._model(model))
 
     async def completions(self, request: Request) -> Response:
         asked = parse(CompletionRequest, await json_body(request))
@@ -157,28 +165,35 @@ class Api:
         asked = parse(ChatRequest, await json_body(request))
         model = self._called(asked.model)
         turns = [Message("system" if turn.role == "developer" else turn.role, turn.text) for turn in asked.messages]
-        size = sum(len(turn.content) for turn in turns)
-        ids = tuple(await self._encode(lambda: render_chat(self._tokenizer, turns), size, "messages"))
+        chars = sum(len(turn.content) for turn in turns)
+        ids = tuple(await self._encode(lambda: render_chat(self._tokenizer, turns), [chars], "messages"))
         grammar = await self._grammar(asked.response_format)
         completion_id, stop_ids = f"chatcmpl-{secrets.token_hex(12)}", frozenset(self._turn_ends)
-        with renamed("prompt", "messages"), renamed("max_tokens", asked.length_field):
-            choices = ask_chat(completion_id, asked, ids, model, stop_ids, grammar)
-            return await self._complete(request, asked, Head(completion_id, asked.model), choices, len(ids))
+        choices = ask_chat(completion_id, asked, ids, model, stop_ids, grammar)
+        return await self._complete(request, asked, Head(completion_id, asked.model), choices, len(ids))
 
     async def embeddings(self, request: Request) -> Response:
         asked = parse(EmbeddingRequest, await json_body(request))
         model = self._called(asked.model)
         texts = await self._ids(asked.input, "input")
-        with renamed("prompt", "input"):
-            work = embed(self._engine, texts, model.adapter)
-            vectors = await unless_gone(request.receive, work, self._settings.request_timeout_s)
+        vectors = await unless_gone(
+            request.receive, self._embedded(asked, texts, model.adapter), self._settings.request_timeout_s
+        )
         if vectors is None:
             self._metrics.add(GONE, 1)
             return Response(status_code=_GONE_STATUS)
-        check_dimensions(asked, vectors)
         prompt_tokens = sum(map(len, texts))
         self._metrics.add(PROMPT_TOKENS, prompt_tokens)
         return json_response(embedding_body(asked, vectors, prompt_tokens))
+
+    async def _embedded(
+        self, asked: EmbeddingRequest, texts: Sequence[tuple[int, ...]], adapter: str | None
+    ) -> list[Floats]:
+        """The vectors. RequestError, before any is made, where they cannot be as asked."""
+        if asked.dimensions is not None:
+            check_dimensions(asked.dimensions, await self._length_of_embeddings())
+        with renamed("prompt", "input"):
+            return await embed(self._engine, texts, adapter)
 
     async def _complete(
         self, request: Request, asked: Generation, head: Head, choices: Sequence[Asked], prompt_tokens: int
@@ -221,18 +236,16 @@ class Api:
         strings = [text for text in texts if isinstance(text, str)]
         if not strings:
             return [tuple(ids) for ids in texts if not isinstance(ids, str)]
-        longest, size = max(map(len, strings)), sum(map(len, strings))
-        found = await self._encode(lambda: [*map(self._tokenizer.encode, strings)], size, field, longest=longest)
+        found = await self._encode(lambda: [*map(self._tokenizer.encode, strings)], [*map(len, strings)], field)
         return [tuple(ids) for ids in found]
 
-    async def _encode(self, encode: Callable[[], T], size: int, field: str, *, longest: int | None = None) -> T:
-        """What `encode` makes of `size` characters; many are encoded beside the event loop."""
+    async def _encode(self, encode: Callable[[], T], chars: Sequence[int], field: str) -> T:
+        """What `encode` makes of prompts of so many characters each; many are encoded beside the event loop."""
         limit = _CHARS_PER_TOKEN * self._engine.max_seq_len
-        chars = size if longest is None else longest
-        if chars > limit:
-            what = f"{field} has {chars} characters and the limit is {limit}"
+        if max(chars) > limit:
+            what = f"{field} has {max(chars)} characters and the limit is {limit}"
             raise ContextError(what, self._engine.max_seq_len, field=field)
-        return encode() if size <= _ENCODE_INLINE_CHARS else await asyncio.to_thread(encode)
+        return encode() if sum(chars) <= _ENCODE_INLINE_CHARS else await asyncio.to_thread(encode)
 
     async def _grammar(self, form: ResponseFormat | None) -> Grammar | None:
         """What a completion must conform to. A schema compiles for up to 50 ms, beside the event loop."""
@@ -286,7 +299,7 @@ def create_app(engine: Engine, tokenizer: Tokenizer, settings: ApiSettings, keys
         ("/metrics", _READ, api.scrape),
         ("/openapi.json", _READ, api.openapi),
         ("/v1/models", _READ, api.models),
-        ("/v1/models/{model_id}", _READ, api.model),
+        ("/v1/models/{model}", _READ, api.model),
         ("/v1/completions", ["POST"], api.completions),
         ("/v1/chat/completions", ["POST"], api.chat),
         ("/v1/embeddings", ["POST"], api.embeddings),

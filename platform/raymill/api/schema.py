@@ -162,11 +162,11 @@ def _first(error: ValidationError, model: type[Body]) -> RequestError:
     """The first mistake of a body, by the name of its field, and what that field takes."""
     detail: Mapping[str, Any] = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in detail["loc"])[:MAX_LABEL_CHARS]
-    field = str(detail["loc"][0]) if detail["loc"] else None
+    field = str(detail["loc"][0])
     if detail["type"] == "missing":
         return RequestError(f"{where} is missing", field=field, fix="add it")
     if detail["type"] == "extra_forbidden":
         return RequestError(f"{where} is not a field here", field=field, fix="leave it out")
     message = detail["msg"].removeprefix("Value error, ")
     what = f"{where}: {message[:1].lower()}{message[1:]}"
-    return RequestError(what, field=field, fix=takes(model, field) if field else "change one of them")
+    return RequestError(what, field=field, fix=takes(model, field))

@@ -43,7 +43,7 @@ MAX_NUMBER = 2**53
 
 FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
 
-_ANNOTATIONS = {
+ANNOTATIONS = {
     "title",
     "description",
     "default",
@@ -54,6 +54,7 @@ _ANNOTATIONS = {
     "readOnly",
     "writeOnly",
 }
+"""Keywords that constrain nothing."""
 _LENGTHS = {"minLength", "maxLength", "minItems", "maxItems", "maxProperties"}
 _RANGES = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
 _ONE = {"items", "additionalProperties"}  # a schema
@@ -61,7 +62,7 @@ _LISTS = {"anyOf", "oneOf", "allOf", "prefixItems"}
 _DEFINITIONS = ("$defs", "definitions")
 _MAPS = {"properties", *_DEFINITIONS}
 _PLAIN = {"type", "enum", "const", "required", "minProperties", "multipleOf", "pattern", "format", "$ref"}
-_KNOWN = _ANNOTATIONS | _LENGTHS | _RANGES | _ONE | _LISTS | _MAPS | _PLAIN
+_KNOWN = ANNOTATIONS | _LENGTHS | _RANGES | _ONE | _LISTS | _MAPS | _PLAIN
 _MERGING = {"allOf", "anyOf", "oneOf", "$ref"}
 _REPEATS = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 _DEFINITION = re.compile(r"#/(\$defs|definitions)/([^/~%]+)")
@@ -146,7 +147,7 @@ def _count(found: _Findings, depth: int) -> None:
 
 
 def _constrains(schema: dict[str, Any]) -> bool:
-    return bool(schema.keys() - _MERGING - _ANNOTATIONS - {*_DEFINITIONS})
+    return bool(schema.keys() - _MERGING - ANNOTATIONS - {*_DEFINITIONS})
 
 
 def _parts(schema: dict[str, Any]) -> Iterator[Schema]:
@@ -194,7 +195,7 @@ def _check_values(schema: dict[str, Any], found: _Findings, depth: int) -> None:
     if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
         raise refused("required is no list of names", "write a list of texts")
     found.properties += len(required)
-    for key in (_ANNOTATIONS | {"enum", "const"}) & schema.keys():
+    for key in (ANNOTATIONS | {"enum", "const"}) & schema.keys():
         _check_constant(schema[key], found, depth + 1)
 
 
