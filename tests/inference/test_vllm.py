@@ -1,6 +1,9 @@
-"""The backend against a fake of vLLM's documented shape; vLLM itself is not installed where these tests run."""
+"""The backend against a fake of vLLM's shape; test_vllm_itself.py has vLLM itself."""
 
 import asyncio
+import json
+import os
+import shutil
 import sys
 import types
 from dataclasses import dataclass, field
@@ -49,7 +52,7 @@ class FakeEngine:
 
     def __init__(self, args):
         self.args, self.asked, self.dropped, self.errored, self.down = args, [], [], False, False
-        self.script, self.wait, self.fail = [], None, None
+        self.script, self.wait, self.fail, self.reader = [5], None, None, None
         FakeEngine.made = self
 
     @classmethod
@@ -57,7 +60,10 @@ class FakeEngine:
         return cls(args)
 
     async def generate(self, prompt, sampling_params, request_id, lora_request=None):
-        self.asked.append((prompt, sampling_params, request_id, lora_request))
+        if self.reader is None:  # vLLM reads its processes' answers in the caller's loop, for ever
+            self.reader = asyncio.get_running_loop().create_task(asyncio.Event().wait())
+        if request_id != "first":
+            self.asked.append((prompt, sampling_params, request_id, lora_request))
         try:
             if self.fail == request_id:
                 raise RuntimeError("out of memory")
@@ -76,7 +82,13 @@ class FakeEngine:
         finally:
             self.dropped.append(request_id)
 
+    async def add_lora(self, lora):
+        if "refused" in lora[0]:
+            raise ValueError("no such layer")
+        return True
+
     def shutdown(self):
+        assert self.reader is None or self.reader.cancelled(), "it complains of processes that ended under it"
         self.down = True
 
 
@@ -96,7 +108,16 @@ def vllm(monkeypatch):
         monkeypatch.setitem(sys.modules, name, made)
 
     arguments = lambda **settings: Settings(settings)  # noqa: E731
-    module("vllm", AsyncEngineArgs=arguments, AsyncLLMEngine=FakeEngine, SamplingParams=arguments)
+    module("vllm", AsyncEngineArgs=arguments, AsyncLLMEngine=FakeEngine, SamplingParams=arguments, __version__="0.32.0")
+    module("vllm.platforms", current_platform=types.SimpleNamespace(device_type="cpu"))
+    for name in (
+        "VLLM_NO_USAGE_STATS",
+        "VLLM_CPU_OMP_THREADS_BIND",
+        "VLLM_ENABLE_V1_MULTIPROCESSING",
+        "OMP_NUM_THREADS",
+    ):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     module("vllm.sampling_params", RequestOutputKind=Kind)
     module("vllm.inputs", TokensPrompt=dict)
     module("vllm.lora")
@@ -147,12 +168,14 @@ def test_settings_go_over_in_vllms_words_and_ids_come_back_as_text(engine, check
     wanted |= {"seed": 2**63 - 3, "max_tokens": count, "stop_token_ids": [0], "detokenize": False, "ignore_eos": True}
     assert wanted.items() <= params.settings.items()
     args = FakeEngine.made.args.settings
-    assert (args["model"], args["max_model_len"], args["max_num_seqs"]) == (str(checkpoint), 64, 2)
+    assert (args["model"], args["max_model_len"], args["max_num_seqs"]) == (str(checkpoint), 65, 2)
+    assert (args["kv_cache_memory_bytes"], args["dtype"]) == (2**24, "float32")
+    assert os.environ["VLLM_NO_USAGE_STATS"] == os.environ["OMP_NUM_THREADS"] == "1"
 
 
 def test_stop_strings_end_it_here_and_vllm_is_told_to_drop_it(engine):
     assert read(engine.submit(request(stop=("sat",))))[:2] == ("the cat ", "stop")
-    assert FakeEngine.made.dropped == ["r"]
+    assert FakeEngine.made.dropped == ["first", "r"]
 
 
 def test_a_stop_id_is_counted_and_not_shown(engine):
@@ -216,9 +239,6 @@ def test_without_vllm_the_fix_is_named(checkpoint, monkeypatch):
 
 
 def test_our_own_quantized_checkpoint_is_to_be_exported_first(vllm, checkpoint, tmp_path):
-    import json
-    import shutil
-
     folder = tmp_path / "int8"
     shutil.copytree(checkpoint, folder)
     values = json.loads((folder / "config.json").read_text())
@@ -227,9 +247,50 @@ def test_our_own_quantized_checkpoint_is_to_be_exported_first(vllm, checkpoint, 
         load_engine(folder, engine="vllm", **LIMITS)
 
 
-def test_adapters_go_over_by_path(vllm, checkpoint, tmp_path):
-    import json
+def checkpoint_with(checkpoint, folder, **changes):
+    shutil.copytree(checkpoint, folder)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, **changes}))
+    return folder
 
+
+def test_an_exported_folder_is_served_by_vllm_only(vllm, checkpoint, tmp_path):
+    folder = checkpoint_with(checkpoint, tmp_path / "w8a8", quantization_config={"quant_method": "compressed-tensors"})
+    load_engine(folder, engine="vllm", **LIMITS)[0].close()
+    with pytest.raises(ArtifactError, match="quantization_config"):
+        load_engine(folder, engine="torch", **LIMITS)
+
+
+def test_what_vllm_would_compute_otherwise_is_refused(vllm, checkpoint, tmp_path, monkeypatch):
+    qwen2 = checkpoint_with(checkpoint, tmp_path / "qwen2", model_type="qwen2", head_dim=32)
+    with pytest.raises(ArtifactError, match=r"computes .* wrongly"):
+        load_engine(qwen2, engine="vllm", **LIMITS)
+    with pytest.raises(MachineError, match=r"serve\.kv_cache to fp32"):
+        load_engine(checkpoint, engine="vllm", kv_precision="int8", **LIMITS)
+    with pytest.raises(MachineError, match="does not compute on cuda"):
+        load_engine(checkpoint, engine="vllm", device="cuda", **LIMITS)
+    with pytest.raises(MachineError, match="max_kv_cache_mib"):
+        load_engine(checkpoint, engine="vllm", **{**LIMITS, "max_kv_cache_bytes": 2**10})
+
+    def fails(args):
+        raise RuntimeError("Engine core initialization failed")
+
+    monkeypatch.setattr(FakeEngine, "from_engine_args", fails)
+    with pytest.raises(MachineError, match=r"vLLM cannot serve .*\n.*core initialization failed"):
+        load_engine(checkpoint, engine="vllm", **LIMITS)
+
+
+def test_a_prompt_that_fills_the_model_is_scored_where_positions_can_be_stretched(engine, vllm, checkpoint, tmp_path):
+    full = request("full", max_tokens=0, prompt_ids=(5,) * 64, prompt_logprobs=0)
+    assert read(engine.submit(full))[1] == "length"
+    yarn = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}
+    fixed, _ = load_engine(checkpoint_with(checkpoint, tmp_path / "yarn", rope_scaling=yarn), engine="vllm", **LIMITS)
+    with pytest.raises(RequestError, match="scores 63 of this model"):
+        fixed.submit(full)
+    fixed.close()
+
+
+def test_adapters_go_over_by_path(vllm, checkpoint, tmp_path):
     from safetensors.numpy import save_file
 
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
@@ -242,5 +303,12 @@ def test_adapters_go_over_by_path(vllm, checkpoint, tmp_path):
     FakeEngine.made.script = [5]
     read(engine.submit(request(adapter="tuned")))
     assert FakeEngine.made.asked[0][3] == ("tuned", 1, str(tmp_path))
-    assert FakeEngine.made.args.settings["max_lora_rank"] == 16 and engine.adapters == ("tuned",)
+    settings = FakeEngine.made.args.settings
+    assert (settings["max_lora_rank"], settings["max_loras"]) == (16, 2), "on a CPU the base needs a slot too"
+    assert engine.adapters == ("tuned",)
+    with pytest.raises(RequestError, match="scores no prompts"):
+        engine.submit(request(prompt_logprobs=0))
     engine.close()
+    with pytest.raises(ArtifactError, match="does not take the adapter refused"):
+        load_engine(checkpoint, engine="vllm", adapters={"refused": tmp_path}, **LIMITS)
+    assert FakeEngine.made.down

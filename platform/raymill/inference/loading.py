@@ -45,7 +45,7 @@ def load_engine(
 
     adapters: LoRA folders by the name that requests call them. threads: that a step computes on.
     """
-    config, vocab_size = read_model_config(checkpoint)
+    config, vocab_size = read_model_config(checkpoint, exported=engine == "vllm")
     tokenizer = Tokenizer.load(checkpoint / TOKENIZER)
     if tokenizer.vocab_size > vocab_size:
         raise ArtifactError(
@@ -58,7 +58,17 @@ def load_engine(
         from raymill.inference.vllm import VllmEngine
 
         return VllmEngine.load(
-            checkpoint, tokenizer, max_slots=max_slots, max_queued=max_queued, adapters=adapters or {}
+            checkpoint,
+            tokenizer,
+            config,
+            vocab_size,
+            device=device,
+            threads=threads,
+            max_slots=max_slots,
+            max_kv_cache_bytes=max_kv_cache_bytes,
+            kv_precision=kv_precision,
+            max_queued=max_queued,
+            adapters=adapters or {},
         ), tokenizer
     check_vocabulary(vocab_size, str(checkpoint / CONFIG))
     pages = fit_pages(config, max_slots, max_kv_cache_bytes, kv_precision)

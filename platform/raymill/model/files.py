@@ -30,9 +30,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     return values
 
 
-def read_model_config(folder: Path) -> tuple[ModelConfig, int]:
-    """The shape of a folder's model and its vocabulary size. ArtifactError when it is not one of ours."""
+def read_model_config(folder: Path, *, exported: bool = False) -> tuple[ModelConfig, int]:
+    """The shape of a folder's model and its vocabulary size. ArtifactError when it is not one of ours.
+
+    exported: it may hold matrices as others quantize them, which we do not read.
+    """
     values = read_config(folder)
+    if exported:
+        values.pop("quantization_config", None)
     config = config_from_hugging_face(values, str(folder / CONFIG))
     vocab_size = values.get("vocab_size")
     if not isinstance(vocab_size, int) or isinstance(vocab_size, bool) or vocab_size < 1:
