@@ -9,7 +9,7 @@ import pytest
 PARENT = """
 import subprocess, sys
 from raymill.inference.orphans import Guard
-child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"], stdout=subprocess.DEVNULL)
 guard = Guard([child.pid])
 if sys.argv[1] == "closed":
     guard.close()
