@@ -4,24 +4,29 @@ what some keywords of a response_format's schema may be.
     SCHEMATHESIS_HOOKS=tests/api/schemathesis_hooks.py st run URL/openapi.json -H "Authorization: Bearer KEY" -n 500
 
 A JSON schema neither counts tokens nor adds fields up. Valid bodies that might be too long for the context are left out here, a
-token being at least a byte of UTF-8, and of a response_format's schema the keywords that are bounded together; every other body
-must be accepted, and every answer be as documented.
+token being at least a byte of UTF-8; so are, of a response_format's schema, the keywords that are bounded together, and bodies
+larger than a replica reads. Every other body must be accepted or refused as documented.
 """
 
 from __future__ import annotations
+
+import json
 
 import schemathesis
 
 _TURN_TOKENS = 16
 """More than a chat template writes around a message, or before the answer."""
 
+_MAX_BODY_BYTES = 256 * 1024
 _BOUNDED_TOGETHER = {"pattern", "multipleOf", "$ref", "oneOf", "allOf"}
 
 
 @schemathesis.hook
 def filter_case(context, case):
-    """Whether the case's prompt and completion fit the context for certain, or it is not meant to be valid."""
+    """Whether the body is read, and prompt and completion fit the context for certain where it is meant to be valid."""
     body = case.body
+    if isinstance(body, dict | list) and len(json.dumps(body)) > _MAX_BODY_BYTES:
+        return False
     if not isinstance(body, dict) or not case.meta.generation.mode.is_positive:
         return True
     length = max(1, body.get("max_tokens") or 0, body.get("max_completion_tokens") or 0)

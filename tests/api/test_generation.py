@@ -241,6 +241,15 @@ def test_a_schema_that_leads_nowhere_is_400_because_clients_repeat_500(real, mon
     assert real.engine.stats().healthy
 
 
+def test_developer_is_system_by_another_name(real):
+    said = {}
+    for role in ("developer", "system", "user"):
+        messages = [{"role": role, "content": "the cat sat"}, *CHAT]
+        answer = chat(real, messages=messages)
+        said[role] = (answer["choices"][0]["message"]["content"], answer["usage"]["prompt_tokens"])
+    assert said["developer"] == said["system"] != said["user"]
+
+
 def test_an_adapter_is_asked_for_by_its_name(real):
     with real.http() as http:
         models = http.get("/v1/models").json()["data"]

@@ -8,12 +8,15 @@ import tracemalloc
 from contextlib import suppress
 
 import pytest
+from starlette.testclient import TestClient
 
 from raymill.api.chat_requests import ChatRequest
 from raymill.api.completion_requests import CompletionRequest
 from raymill.api.embeddings import EmbeddingRequest
+from raymill.api.routes import ApiSettings, create_app
 from raymill.api.schema import parse
 from raymill.errors import RequestError
+from raymill.telemetry.metrics import Metrics
 
 COMPLETION, CHAT, EMBEDDINGS = "/v1/completions", "/v1/chat/completions", "/v1/embeddings"
 BODIES = {COMPLETION: CompletionRequest, CHAT: ChatRequest, EMBEDDINGS: EmbeddingRequest}
@@ -251,6 +254,12 @@ def test_both_names_of_a_chats_length_are_bounded_though_one_counts(served):
         assert error["param"] == field and "at most 127" in error["message"]
 
 
+@pytest.mark.parametrize("wrong", [[300], [1] * 129])
+def test_the_last_of_many_prompts_is_checked_before_a_stream_begins(served, wrong):
+    error = refusal(post(served, prompt=[[1]] * 20 + [wrong], stream=True), 400)
+    assert error["param"] == "prompt"
+
+
 def test_a_prompt_and_its_completion_may_fill_the_context(served):
     assert post(served, prompt=[1] * 100, max_tokens=28).json()["usage"]["total_tokens"] == 128
     assert post(served, prompt=[1] * 128, max_tokens=0).json()["usage"]["total_tokens"] == 128
@@ -295,6 +304,18 @@ def test_a_bomb_is_refused_in_50_ms_and_10_mb(path, body):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10e6
+
+
+def test_a_wrong_schema_is_refused_before_anything_is_made_of_the_vocabulary(served, monkeypatch):
+    """A replica that never met a right one has no grammars yet, and makes them for none but a right one."""
+    made = []
+    monkeypatch.setattr("raymill.api.routes.Grammars", lambda *args: made.append(args))
+    settings = ApiSettings(model_name="tiny", quantization="none")
+    client = TestClient(create_app(served.engine, served.tokenizer, settings, served.keys, Metrics()))
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"unheard": 1}}}
+    body = body_of(CHAT, response_format=form)
+    refusal(client.post(CHAT, json=body, headers={"Authorization": f"Bearer {served.client_key}"}), 400)
+    assert not made
 
 
 def test_values_that_ask_for_nothing_are_accepted(served):
@@ -411,3 +432,18 @@ def test_no_other_origin_is_invited(served):
     with served.http() as http:
         response = http.get("/v1/models", headers={"Origin": "https://evil.example"})
     assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+def test_a_mistake_of_ours_is_500_and_tells_a_client_nothing(served, monkeypatch):
+    def submit(request):
+        raise KeyError("inner secret")
+
+    monkeypatch.setattr(served.engine, "submit", submit)
+    settings = ApiSettings(model_name="tiny", quantization="none")
+    app = create_app(served.engine, served.tokenizer, settings, served.keys, Metrics())
+    client = TestClient(app, raise_server_exceptions=False)
+    response = client.post(
+        COMPLETION, json=body_of(COMPLETION), headers={"Authorization": f"Bearer {served.client_key}"}
+    )
+    error = refusal(response, 500)
+    assert (error["type"], error["code"]) == ("server_error", "internal_error") and "secret" not in response.text

@@ -219,20 +219,38 @@ def test_a_model_that_fails_is_500_or_an_error_event_and_then_unhealthy(served):
         assert http.get("/health").json() == {"status": "ok"}
 
 
-def test_metrics_count_what_happened(served):
-    def scrape():
-        with served.http(served.metrics_key) as http:
-            text = http.get("/metrics").text
-        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
+def scraped(served):
+    with served.http(served.metrics_key) as http:
+        text = http.get("/metrics").text
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
 
-    before = scrape()
-    completion(served, max_tokens=8)
+
+def test_metrics_count_clients_that_left_and_what_the_model_failed_on(served):
+    before = scraped(served)
+    served.step.pause_s = 0.02
+    with served.http() as http, pytest.raises(httpx.ReadTimeout):
+        http.post("/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 100}, timeout=0.3)
+    assert served.settled()
+    served.step.broken = True
+    completion(served), completion(served, stream=True)
+    served.step.broken, served.step.pause_s = False, 0.0
+    completion(served)
+    after = scraped(served)
+    names = ("raymill_clients_gone_total", "raymill_failed_completions_total")
+    assert [after[name] - before.get(name, 0) for name in names] == [1, 2]
+
+
+def test_metrics_count_what_happened(served):
+    before = scraped(served)
+    prompt_tokens = completion(served, max_tokens=8).json()["usage"]["prompt_tokens"]
     completion(served, n=99)
-    after = scrape()
+    after = scraped(served)
     ok, bad = (f'raymill_requests_total{{route="/v1/completions",status="{status}"}}' for status in (200, 400))
     assert after[ok] - before[ok] == 1 and after[bad] - before.get(bad, 0) == 1
     tokens = "raymill_completion_tokens_total"
     assert after[tokens] - before[tokens] == 8
+    tokens = "raymill_prompt_tokens_total"
+    assert after[tokens] - before[tokens] == prompt_tokens > 0
     assert after["raymill_first_token_seconds_count"] - before["raymill_first_token_seconds_count"] == 1
     assert after["raymill_replicas_up"] == 1 and after["raymill_slots"] == 4
 

@@ -21,7 +21,7 @@ class ContextError(RequestError):
 def check_fits(tokens: int, max_seq_len: int, field: str) -> None:
     """ContextError where a text alone is too long."""
     if tokens > max_seq_len:
-        raise ContextError(f"{field} has {tokens}", max_seq_len, field=field)
+        raise ContextError(f"{field} has {tokens} tokens", max_seq_len, field=field)
 
 
 def completion_length(
@@ -33,11 +33,11 @@ def completion_length(
     """
     room = max_seq_len - tokens
     if room < (1 if asked is None else min(asked, 1)):
-        raise ContextError(f"{field} has {tokens}, and the completion takes at least one", max_seq_len, field=field)
+        raise ContextError(f"{field} has {tokens} tokens, and a completion at least one", max_seq_len, field=field)
     if asked is None:
         return min(default, room)
     if asked > room:
         fix = f"shorten {field}, or set {length_field} to at most {room}"
-        what = f"{field} has {tokens} and {length_field} is {asked}"
+        what = f"{field} has {tokens} tokens and {length_field} is {asked}"
         raise ContextError(what, max_seq_len, field=length_field, fix=fix)
     return asked
