@@ -41,6 +41,18 @@ def test_without_vnni_the_same_integers_are_multiplied(monkeypatch):
     assert torch.allclose(layer(x), fast, rtol=1e-6, atol=1e-7)
 
 
+def test_without_int8_products_wide_sums_are_exact_too(monkeypatch):
+    """Above 2^24 fp32 rounds, and then by the order of the additions, which is not the same for one row and for many."""
+    monkeypatch.setattr(int8, "has_int8_products", lambda device: False)
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randint(100, 128, (5, 5000), generator=generator, dtype=torch.int8)
+    weight = torch.randint(100, 128, (7, 5000), generator=generator, dtype=torch.int8)
+    exact = x.long() @ weight.long().t()
+    assert exact.min() > 2**25
+    found = Int8Linear(weight, torch.ones(7, 1))._product(x)
+    assert torch.equal(found.long(), exact)
+
+
 def test_a_bias_is_added_after_the_product():
     generator = torch.Generator().manual_seed(0)
     weight, bias, x = torch.randn(48, 64, generator=generator), torch.arange(48.0), torch.randn(9, 64)

@@ -1,5 +1,7 @@
 import copy
 import functools
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from raymill.errors import MachineError
 from raymill.inference.cuda_graphs import DecodeGraphs
 from raymill.inference.kv_cache import fit_pages, page_bytes
 from raymill.inference.step import Chunk
+from raymill.inference.torch_loading import _halve
 from raymill.inference.torch_step import TorchStep
 from raymill.model.config import ModelConfig, RopeScaling
 from raymill.model.transformer import Transformer
@@ -180,13 +183,42 @@ def test_what_graphs_replay_is_what_the_step_computes(architecture, precision):
         assert np.allclose(found[:3], step(chunks, TABLE).logits_NV, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("kv", ["fp32", "int8"])
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
 @pytest.mark.parametrize("architecture", [None, *ARCHITECTURES])
-def test_half_weights_say_nearly_the_same(architecture):
-    model, prompt = model_of(**ARCHITECTURES.get(architecture, {})), prompts()[3]
-    chunks = [Chunk(1, 0, tuple(prompt), 1)]
-    expected = TorchStep(model, 32)(chunks, TABLE).logits_NV
-    found = TorchStep(copy.deepcopy(model).to(torch.bfloat16), 32)(chunks, TABLE).logits_NV
-    assert found.dtype == np.float32 and np.corrcoef(found[0], expected[0])[0, 1] > 0.99
+def test_half_weights_say_nearly_the_same(architecture, half, kv):
+    """As on a GPU, but on a CPU: prompts in pieces, then single rows as graphs record them."""
+    model, prompt = model_of(**ARCHITECTURES.get(architecture, {})), prompts()[4]
+    halved = copy.deepcopy(model)
+    _halve(halved, {"torch_dtype": half})
+    outputs = []
+    for step in (TorchStep(model, 33, kv), TorchStep(halved, 33, kv)):
+        first = step([Chunk(1, 0, tuple(prompt[:20]), 1)], TABLE).logits_NV
+        second = step([Chunk(1, 20, tuple(prompt[20:]), 10)], TABLE).logits_NV
+        inputs = DecodeGraphs(step._decode, 32, torch.device("cpu")).inputs([Chunk(1, 30, (3,), 1)], TABLE)
+        with torch.inference_mode():
+            single = step._decode(torch.from_numpy(inputs)).numpy()
+        outputs.append(np.concatenate([first, second, single]))
+    expected, found = outputs
+    assert found.dtype == np.float32
+    assert min(np.corrcoef(a, b)[0, 1] for a, b in zip(expected, found, strict=True)) > 0.93
+
+
+def test_only_whole_weights_are_halved():
+    model, quantized = model_of(), model_of(int8=True)
+    _halve(model, {"torch_dtype": "bfloat16"})
+    assert {each.dtype for each in model.parameters()} == {torch.bfloat16} and model.cos_TC.dtype == torch.float32
+    _halve(quantized, {"torch_dtype": "bfloat16", "quantization": {"method": "int8"}})
+    assert not any(each.dtype == torch.bfloat16 for each in quantized.state_dict().values())
+
+
+def test_matrices_that_were_joined_are_given_back():
+    model = model_of()
+    single = weakref.ref(model.model.layers[0].self_attn.q_proj)
+    step = TorchStep(model, 32)
+    del model
+    gc.collect()
+    assert single() is None and step.vocab_size == VOCAB
 
 
 def test_an_int8_cache_rounds_keys_and_values_and_no_more():

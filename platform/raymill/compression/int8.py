@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 _SMALLEST = 1e-12
 """Scale of a row of zeros; any positive number does."""
+_EXACT = 2**24 // (128 * 127)
+"""Input channels whose products of int8 fp32 sums without rounding, in whatever order."""
 
 
 class Int8Linear(nn.Module):
@@ -47,7 +49,11 @@ class Int8Linear(nn.Module):
             return torch._int_mm(x_MK, self.weight.t())
         if self._as_float is None or self._as_float.device != x_MK.device:
             self._as_float = self.weight.float()
-        return x_MK.float() @ self._as_float.t()
+        x_MK = x_MK.float()
+        if x_MK.shape[1] <= _EXACT:
+            return x_MK @ self._as_float.t()
+        parts = zip(x_MK.split(_EXACT, dim=1), self._as_float.split(_EXACT, dim=1), strict=True)
+        return torch.stack([(x @ weight.t()).to(torch.int32) for x, weight in parts]).sum(0, dtype=torch.int32)
 
 
 class Int8Embedding(nn.Module):

@@ -4,6 +4,10 @@ A graph computes fixed shapes, so steps are padded: to the next power of two of 
 them has. One graph is recorded for each pair when it is first met. Its inputs lie in one tensor that is filled before it is
 replayed: for each row id, position, page and place of its key, then its pages. What pads goes to a page of its own.
 
+To record one stops the step for a moment, at most (log2 slots + 1) (log2 pages + 1) times. All share one pool of memory, as they
+run after each other and nothing but their logits outlives them, which are copied out before the next; each for itself would
+keep a copy of the keys and values that it gathers, beyond the KV cache's bound.
+
 Shapes: R rows, P pages of the longest row, V vocab_size.
 """
 
@@ -11,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +41,7 @@ class DecodeGraphs:
     def __init__(self, decode: Callable[[Tensor], Tensor], spare_page: int, device: torch.device) -> None:
         """decode: inputs (R, HEADER + P) int64 -> logits (R, V), without a look at any value on the host."""
         self._decode, self._spare_page, self._device = decode, spare_page, device
+        self._pool: Any = None
         self._recorded: dict[tuple[int, int], _Recorded] = {}
 
     def __call__(self, chunks: Sequence[Chunk], table: PageTable) -> Tensor:
@@ -72,7 +78,9 @@ class DecodeGraphs:
                 self._decode(inputs_RX)
         torch.cuda.current_stream(self._device).wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self._pool):
             logits_RV = self._decode(inputs_RX)
         return _Recorded(inputs_RX, logits_RV, graph.replay)
 

@@ -4,7 +4,13 @@ Every row of a step is (id, slot, position). The matrices see all rows of all se
 who is who: all single rows (completions) in one call, every longer chunk (a piece of a prompt) in its own, over the keys
 its window reaches, gathered from their pages.
 
-On a GPU weights may be fp16 or bf16, and steps of single rows are CUDA graphs (cuda_graphs.py).
+On a GPU weights, keys and values may be fp16 or bf16, and steps of single rows are CUDA graphs (cuda_graphs.py). Logits are
+handed on in fp32, but a half's product was rounded before: equal ones are more frequent. int8 and int4 run there with the
+same integers, multiplied as fp32: right, and neither quicker nor smaller than fp32; fp16 and bf16 are what is made for it.
+
+Not promised on a GPU: the same bits whatever the batch. Its libraries choose a product's kernel, and so the order of its
+additions, by the number of rows, and a graph pads them; where two tokens are nearly as likely, text may depend on the
+batch. No GPU path here has run on a GPU yet: what is tested is the arithmetic in halves, and what graphs record, on a CPU.
 
 Cost on one core (4 layers of 256, vocabulary 4,096), single row: about 1 ms, most of it in torch's dispatch.
 
@@ -60,7 +66,10 @@ class TorchStep:
             _Cache(model.config, pages, kv_precision, self._dtype, self._device) for _ in range(model.config.num_layers)
         ]
         self._graphs = DecodeGraphs(self._decode, num_pages, self._device) if on_gpu else None
-        self._model = model.eval()
+        model.eval()
+        # Not the model itself: its single matrices are no longer needed where they are joined.
+        self._embed_tokens, self._embed_positions = model.model.embed_tokens, model.model.embed_positions
+        self._cos_TC, self._sin_TC, self._head = model.cos_TC, model.sin_TC, model.lm_head
         self._layers = [_Layer.of(cast(Block, block), model.config) for block in model.model.layers]
         self._norm = _norm(model.model.norm)
         self._adapters: list[Lora] = []
@@ -74,9 +83,15 @@ class TorchStep:
         x_MD = self._hidden(rows, groups, Additions(chunks, self._adapters, self._device))
         logits_NV = np.empty((0, self.vocab_size), np.float32)
         if len(rows.logits):
-            logits_NV = self._model.lm_head(self._norm(x_MD[rows.logits])).float().cpu().numpy()
-        hidden_ND = self._norm(x_MD[rows.hidden]).float().cpu().numpy() if len(rows.hidden) else None
+            logits_NV = self._head(self._norm(x_MD[rows.logits])).float().cpu().numpy()
+        hidden_ND = self._outward(self._norm(x_MD[rows.hidden])) if len(rows.hidden) else None
         return StepOutput(logits_NV, hidden_ND)
+
+    def _outward(self, x_ND: Tensor) -> Floats:
+        """Hidden states as full precision has them: of a head that was smoothed the norm was changed."""
+        scale_D = getattr(self._head, "input_scale", None)
+        outward: Floats = (x_ND if scale_D is None else x_ND * scale_D).float().cpu().numpy()
+        return outward
 
     def _decode(self, inputs_RX: Tensor) -> Tensor:
         """Logits of single rows, from one tensor (cuda_graphs.py), with nothing decided on the host."""
@@ -85,15 +100,15 @@ class TorchStep:
         window = self._config.sliding_window
         group = _Group(slice(0, len(ids)), inputs_RX[:, HEADER:], 0, positions[:, None], window, self._dtype)
         x_RD = self._hidden(rows, [group], Additions((), (), self._device))
-        logits: Tensor = self._model.lm_head(self._norm(x_RD))
+        logits: Tensor = self._head(self._norm(x_RD))
         return logits.float()
 
     def _hidden(self, rows: _Rows, groups: list[_Group], added: Additions) -> Tensor:
         """The residual stream of every row behind the last block."""
-        cos, sin = self._model.cos_TC[rows.positions, None], self._model.sin_TC[rows.positions, None]
-        x_MD: Tensor = self._model.model.embed_tokens(rows.ids)
-        if self._model.model.embed_positions is not None:
-            x_MD = x_MD + self._model.model.embed_positions(rows.positions)
+        cos, sin = self._cos_TC[rows.positions, None], self._sin_TC[rows.positions, None]
+        x_MD: Tensor = self._embed_tokens(rows.ids)
+        if self._embed_positions is not None:
+            x_MD = x_MD + self._embed_positions(rows.positions)
         for index, layer in enumerate(self._layers):
             normed = layer.attention_norm(x_MD)
             qkv = added.add((index, "qkv"), normed, layer.qkv(normed))
@@ -131,7 +146,11 @@ class TorchStep:
 
 
 class _Cache:
-    """One layer's keys and values, (P, PAGE_TOKENS, 2K, C); int8 has a scale for each head's row."""
+    """One layer's keys and values, (P, PAGE_TOKENS, 2K, C) in the model's type; int8 has a scale for each head's row.
+
+    Scales are fp32 under half weights too: in bf16 the largest of a row may come out as 128 of them, which int8 takes
+    for -128, and fp16 has no smallest scale for a row of zeros.
+    """
 
     def __init__(
         self, config: ModelConfig, num_pages: int, precision: KvPrecision, dtype: torch.dtype, device: torch.device
@@ -140,17 +159,18 @@ class _Cache:
         shape = (num_pages, PAGE_TOKENS, 2 * config.num_kv_heads)
         whole = precision == "fp32"
         self._values = torch.zeros((*shape, config.head_width), dtype=dtype if whole else torch.int8, device=device)
-        self._scales = None if whole else torch.zeros((*shape, 1), dtype=dtype, device=device)
+        self._scales = None if whole else torch.zeros((*shape, 1), device=device)
+        self._dtype = dtype
 
     def write(self, pages: Tensor, places: Tensor, kv: Tensor) -> None:
         if self._scales is None:
             self._values[pages, places] = kv
         else:
-            self._values[pages, places], self._scales[pages, places] = quantize_rows(kv)
+            self._values[pages, places], self._scales[pages, places] = quantize_rows(kv.float())
 
     def read(self, pages: Tensor) -> Tensor:
         values = self._values[pages]
-        return values if self._scales is None else values * self._scales[pages]
+        return values if self._scales is None else (values * self._scales[pages]).to(self._dtype)
 
 
 @dataclass(frozen=True)
