@@ -1,6 +1,8 @@
+import contextlib
 import copy
 import functools
 import gc
+import types
 import weakref
 
 import numpy as np
@@ -181,6 +183,57 @@ def test_what_graphs_replay_is_what_the_step_computes(architecture, precision):
             found = padded._decode(inputs)
         assert inputs.shape[0] == 4
         assert np.allclose(found[:3], step(chunks, TABLE).logits_NV, rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture
+def graphs_on_a_cpu(monkeypatch):
+    """torch.cuda's graphs, whose replay runs the recorded function again, from its tensor of inputs to that of its logits.
+
+    Gives the pools that graphs were recorded into.
+    """
+    pools, calls = [], []
+
+    class Graph:
+        def replay(self):
+            inputs, logits = self.recorded
+            logits.copy_(decode(inputs))
+
+    @contextlib.contextmanager
+    def graph(made, pool):
+        calls.clear()
+        yield
+        (made.recorded,) = calls
+        pools.append(pool)
+
+    def decode_and_tell(inputs):
+        logits = decode(inputs)
+        calls.append((inputs, logits))
+        return logits
+
+    model = model_of()
+    step = TorchStep(model, 33)
+    decode = step._decode
+    stream = types.SimpleNamespace(wait_stream=lambda other: None)
+    for name, fake in {
+        "Stream": lambda device: stream,
+        "current_stream": lambda device: stream,
+        "stream": lambda each: contextlib.nullcontext(),
+        "CUDAGraph": Graph,
+        "graph": graph,
+        "graph_pool_handle": object,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    step._graphs = DecodeGraphs(decode_and_tell, 32, torch.device("cpu"))
+    return model, step, pools
+
+
+def test_steps_through_graphs_say_what_the_model_says(graphs_on_a_cpu):
+    model, step, pools = graphs_on_a_cpu
+    of_page_0 = int(np.argwhere(TABLE == 0)[0, 0])  # where padding would write, were it not told better
+    slots = [of_page_0, *(slot for slot in (4, 2, 0, 6, 1) if slot != of_page_0)][:5]
+    assert greedy_step(step, prompts()[::-1], 12, slots, 7) == [greedy_reference(model, p, 12) for p in prompts()[::-1]]
+    assert set(step._graphs._recorded) <= {(rows, 4 + pages) for rows in (1, 2, 4, 8) for pages in (1, 2)}
+    assert len(pools) == len(step._graphs._recorded) > 2 and len(set(pools)) == 1
 
 
 @pytest.mark.parametrize("kv", ["fp32", "int8"])
