@@ -43,6 +43,13 @@ def test_without_a_good_key_only_health_answers(served, path, key):
     assert status(served, path, key) == (200 if path == "/health" else 401)
 
 
+def test_a_good_key_is_good_as_a_bearer_only(served):
+    for scheme in ("", "Basic ", "Token ", "Bearer"):
+        assert status(served, "/v1/models", scheme + served.client_key) == 401
+    for scheme in ("Bearer ", "bearer ", "Bearer  "):
+        assert status(served, "/v1/models", scheme + served.client_key) == 200
+
+
 @pytest.mark.parametrize("path", ASKED)
 def test_a_key_opens_its_own_routes_only(served, path):
     for name, key in (("client", served.client_key), ("metrics", served.metrics_key)):
@@ -61,6 +68,11 @@ def test_every_route_has_a_policy_and_every_policy_a_route(served):
         served.engine, served.tokenizer, ApiSettings(model_name="x", quantization="none"), served.keys, Metrics()
     )
     assert {route_of(path.replace("{model}", "x")) for path in paths_of(app)} == set(POLICY)
+
+
+def test_a_path_falls_under_one_row_of_the_policy_or_none():
+    paths = ("/v1/models", "/v1/models/", "/v1/models/x", "/v1/models/x/", "/v1/models/x/y", "/v1/modelsx", "/health/")
+    assert [route_of(path) for path in paths] == ["/v1/models", None, "/v1/models/{model}", *[None] * 4]
 
 
 def test_a_route_without_a_policy_cannot_be_reached(served, tmp_path):
