@@ -6,8 +6,10 @@
 
 A value is q times its scale. Activations are int8 per row, symmetric, rounded to even as they come; sums are exact in
 int32, under int4 per group and then added in fp32 in the order of the groups. A tied head is stored once, as the embedding.
+`lm_head.input_scale` fp32 (D), where it is there: what the last norm's gain and bias were divided by and the head's columns
+multiplied with. Logits need nothing of it; hidden states leave the model multiplied by it.
 
-Shapes: N output channels, K input channels.
+Shapes: N output channels, K input channels, D model_dim.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from raymill.model.config import ModelConfig
 
 QUANTIZATION = "quantization"
 """The key in config.json."""
+HEAD_INPUT_SCALE = "lm_head.input_scale"
+"""The one tensor beside matrices and their scales."""
 QuantizedMethod = Literal["int8", "int4"]
 GroupSize = Literal[32, 64, 128]
 _WIDEST = 2**31 // (128 * 127)

@@ -4,7 +4,8 @@ In: a full-precision Transformer. Out: the same Transformer with the layers of i
 learned positions stay fp32. On disk everything has Llama's names; format.py says how. A tied embedding is stored once,
 int8: the head multiplies it, a look-up dequantizes rows.
 
-Without calibration every weight is rounded to the nearest integer: seconds for 125 M parameters. With it GPTQ decides.
+Without calibration every weight is rounded to the nearest integer: seconds for 125 M parameters. With it GPTQ decides, and
+a head of its own is smoothed (smooth.py).
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from raymill.compression.calibrate import Calibration, Walk, readers
-from raymill.compression.format import QUANTIZATION, Quantization, read_quantization
+from raymill.compression.format import HEAD_INPUT_SCALE, QUANTIZATION, Quantization, read_quantization
 from raymill.compression.gptq import round_with_moments
 from raymill.compression.int4 import HIGHEST, LOWEST, Int4Linear, group_scales, pack, quantize_groups
 from raymill.compression.int8 import Int8Embedding, Int8Linear, quantize_rows, row_scales
+from raymill.compression.smooth import smooth_head
 from raymill.errors import ArtifactError, UsageError
 from raymill.model.files import CONFIG, WEIGHTS, read_config, read_model_config, write_config
 from raymill.model.linear import Linear
@@ -44,7 +46,8 @@ def quantize_model(
     """
     quantization.check_fits(model.config)
     embedding = quantize_rows(model.model.embed_tokens.weight.detach())
-    _set_ends(model, embedding, embedding if model.config.tie_embeddings else quantize_rows(model.lm_head.weight))
+    head_VD = model.lm_head.weight.detach()
+    _set_ends(model, embedding, embedding if model.config.tie_embeddings else quantize_rows(head_VD))
     walk = None if calibration is None else Walk(model, calibration)
     for number, block in enumerate(cast("list[Block]", model.model.layers)):
         for part, names in readers(block):
@@ -54,6 +57,8 @@ def quantize_model(
         if walk is not None:
             walk.advance(block)
         on_layer(number + 1, model.config.num_layers)
+    if walk is not None and not model.config.tie_embeddings:
+        model.lm_head = cast(Linear, smooth_head(model, head_VD, walk))
 
 
 def _set_ends(model: Transformer, embedding: tuple[Tensor, Tensor], head: tuple[Tensor, Tensor]) -> None:
@@ -113,6 +118,8 @@ def _load_quantized(folder: Path, quantization: Quantization) -> Transformer:
     if config.tie_embeddings:
         of_embedding = {name: tensor for name, tensor in tensors.items() if name.startswith("model.embed_tokens.")}
         tensors.update({name.replace("model.embed_tokens", "lm_head"): each for name, each in of_embedding.items()})
+    elif HEAD_INPUT_SCALE in tensors:
+        model.lm_head.register_buffer("input_scale", torch.empty(config.model_dim, device="meta"))
     for name, wanted in model.state_dict().items():
         found = tensors.get(name)
         if found is None or found.shape != wanted.shape or found.dtype != wanted.dtype:

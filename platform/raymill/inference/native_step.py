@@ -69,6 +69,7 @@ class NativeStep:
                 fix="lower serve.max_kv_cache_mib, or the serve role's threads",
             )
         self._hand_over(weights)
+        self._hidden_scale_D = weights.head_input_scale()
         weights.check_all_read()
         self._logits = np.empty((0, self.vocab_size), np.float32)
         self._logits_at = 0
@@ -120,6 +121,8 @@ class NativeStep:
         )
         if refusal:
             raise ValueError(f"a step was refused: {door.REFUSALS[refusal]}")
+        if hidden_ND is not None and self._hidden_scale_D is not None:
+            hidden_ND *= self._hidden_scale_D
         return StepOutput(logits_NV, hidden_ND)
 
     def load_adapter(self, tensors: dict[str, tuple[Floats, Floats]], scale: float) -> int:

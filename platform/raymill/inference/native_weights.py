@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raymill.compression.format import Quantization, read_quantization
+from raymill.compression.format import HEAD_INPUT_SCALE, Quantization, read_quantization
 from raymill.errors import ArtifactError
 from raymill.inference.step import Floats
 from raymill.model.config import ModelConfig
@@ -93,6 +93,12 @@ class CheckpointWeights:
         if place.stored.kind not in FLOATING:
             raise self._mismatch(f"{name} is {place.stored.kind}, not a floating type")
         return place.floats()
+
+    def head_input_scale(self) -> Floats | None:
+        """What hidden states are multiplied by on their way out; None where nothing was smoothed."""
+        if self.quantization is None or self.config.tie_embeddings or HEAD_INPUT_SCALE not in self._places:
+            return None
+        return self._scales(HEAD_INPUT_SCALE, "F32", self.config.model_dim)
 
     def matrix(self, names: tuple[str, ...], rows: tuple[int, ...], columns: int) -> StoredMatrix:
         """Matrices of one input one below the other; `names` without `.weight`."""
