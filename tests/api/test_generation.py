@@ -169,6 +169,11 @@ def test_choices_are_numbered_prompt_by_prompt_and_the_prompt_counts_once(real):
     assert usage == answer["usage"]
 
 
+def test_without_a_seed_each_request_draws_anew(real):
+    drawn = [texts(completion(real, temperature=2, n=2, max_tokens=30)) for _ in range(2)]
+    assert len({text for each in drawn for text in each}) == 4
+
+
 @pytest.mark.parametrize("top", [None, 0, 20])
 def test_log_probabilities_of_chat_are_the_engines(real, top):
     asked = {"logprobs": True} | ({} if top is None else {"top_logprobs": top})
