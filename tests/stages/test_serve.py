@@ -147,6 +147,26 @@ def test_a_ray_service_serves_no_checkpoint_that_was_altered(checkpoint, tmp_pat
         serve.application({"run_folder": str(tmp_path), "serve": {}, "role": {}})
 
 
+@pytest.mark.parametrize(("engine", "told"), [("vllm", "quantization_config"), ("auto", "quantization")])
+def test_each_engine_is_given_the_checkpoint_as_it_reads_it(engine, told, checkpoint, tmp_path, monkeypatch):
+    class LoadedError(Exception):
+        pass
+
+    def load(folder, **settings):
+        given.append(folder)
+        assert told in json.loads((folder / "config.json").read_text())
+        assert Tokenizer.load(folder / "tokenizer.json").vocab_size == 500
+        raise LoadedError
+
+    given = []
+    monkeypatch.setattr("raymill.inference.loading.load_engine", load)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    config = serve.Config(engine=engine).model_dump(mode="json")
+    with pytest.raises(LoadedError):
+        serve.Replica(config, str(checkpoint.path), str(tmp_path / "keys.json"), {}, 1, "cpu")
+    assert given[0].exists() == (engine == "auto"), "a copy for vLLM is gone again"
+
+
 def test_a_key_is_made_once_shown_once_and_can_be_replaced(tmp_path):
     key = serve.new_key(tmp_path)
     assert key.startswith("sk-") and serve.new_key(tmp_path) is None

@@ -105,7 +105,7 @@ class VllmEngine:
             raise ArtifactError(
                 f"vLLM does not read the quantized checkpoint {folder}",
                 why="its matrices are stored for our own engine",
-                fix="write it for vLLM with raymill export --format compressed-tensors, and serve that folder",
+                fix="write it for vLLM with raymill export --format compressed_tensors, and load that folder",
             )
         if kv_precision != "fp32":
             raise MachineError(f"vLLM keeps no {kv_precision} KV cache like ours", fix="set serve.kv_cache to fp32")

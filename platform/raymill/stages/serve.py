@@ -189,19 +189,20 @@ class Replica:
 
         settings, metrics = Config(**config), Metrics()
         self._record = partial(record_stats, metrics)
-        self._engine, tokenizer = load_engine(
-            Path(checkpoint),
-            engine=settings.engine,
-            device=device,
-            threads=threads,
-            max_slots=settings.max_slots,
-            max_kv_cache_bytes=settings.max_kv_cache_mib * 2**20,
-            kv_precision=settings.kv_cache,
-            adapters={name: Path(folder) for name, folder in settings.adapters.items()},
-            max_queued=settings.max_queued_requests,
-            prefill_chunk_tokens=settings.prefill_chunk_tokens,
-            on_stats=self._record,
-        )
+        with tempfile.TemporaryDirectory(prefix="raymill-vllm-") as aside:
+            self._engine, tokenizer = load_engine(
+                _as_read_by(settings.engine, Path(checkpoint), Path(aside)),
+                engine=settings.engine,
+                device=device,
+                threads=threads,
+                max_slots=settings.max_slots,
+                max_kv_cache_bytes=settings.max_kv_cache_mib * 2**20,
+                kv_precision=settings.kv_cache,
+                adapters={name: Path(folder) for name, folder in settings.adapters.items()},
+                max_queued=settings.max_queued_requests,
+                prefill_chunk_tokens=settings.prefill_chunk_tokens,
+                on_stats=self._record,
+            )
         _warm_up(self._engine, tokenizer)
         self._app = create_app(self._engine, tokenizer, ApiSettings(**api), KeyFile(Path(keys)), metrics)
         gc.collect()
@@ -220,6 +221,17 @@ class Replica:
     def __del__(self) -> None:
         if hasattr(self, "_engine"):  # else it never started, and has said why
             self._engine.close()
+
+
+def _as_read_by(engine: EngineName, checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint; for vLLM, which reads no quantized one of ours, a copy in its own form, made in `folder`."""
+    from raymill.model.files import read_config
+
+    if engine != "vllm" or "quantization" not in read_config(checkpoint):
+        return checkpoint
+    from raymill.export.formats import export
+
+    return export(checkpoint, "compressed_tensors", folder / checkpoint.name).folder
 
 
 def _warm_up(engine: Engine, tokenizer: Tokenizer) -> None:
