@@ -52,9 +52,9 @@ class PruneConfig(Settings):
     share: Annotated[float, Field(gt=0, lt=1)]
     """Share of the weights, heads, neurons or layers that goes; 0.25 is a quarter."""
     recovery_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Steps of training afterwards, at a constant rate; for heads, neurons and layers only."""
+    """Steps of training afterwards, at a rate that falls to zero; for heads, neurons and layers only."""
     recovery_learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-4
-    """Rate of that training."""
+    """Highest rate of that training."""
     recovery_batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
     """Sequences per step of that training."""
 

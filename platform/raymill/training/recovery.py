@@ -1,4 +1,6 @@
-"""A short recovery run: a pruned model trained a little more, in this process, at a low constant rate.
+"""A short recovery run: a pruned model trained a little more, in this process, at a low rate that falls to zero.
+
+The rate has to fall: at a constant one a model that was trained out becomes worse by more than a small cut costs.
 
 The loop is the one of every training; only what it starts from and how little it does are special. Costs what so many
 steps of training cost. Zeros of unstructured pruning would be filled again: it is for models that lost whole parts.
@@ -40,7 +42,7 @@ def recover(
     config = TrainingConfig(
         model=read_model_config(start)[0],
         optimizer=OptimizerConfig(name="adamw", learning_rate=learning_rate, weight_decay=0.0),
-        schedule=ScheduleConfig(name="wsd", warmup_steps=min(10, steps), final_fraction=1.0),
+        schedule=ScheduleConfig(name="linear", warmup_steps=min(10, steps // 5), final_fraction=0.0),
         steps=steps,
         global_batch_size=batch_size,
         microbatch_size=batch_size,
