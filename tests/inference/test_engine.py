@@ -247,6 +247,8 @@ def test_batches_come_at_once_at_first_then_in_intervals_then_at_once_at_the_end
         async for batch in stream.batches(every_s=0.3):
             sizes.append(len(batch))
             times.append(loop.time())
+            if len(sizes) == 1:  # just behind a moment of writing, so that the next is a whole interval away
+                await asyncio.sleep(0.3 - loop.time() % 0.3)
             [gate.open.release() for _ in range(3 if len(sizes) == 1 else 2)]
         return sizes, times
 

@@ -1,4 +1,5 @@
 import asyncio
+import statistics
 import sys
 import threading
 
@@ -79,3 +80,32 @@ def test_what_was_there_before_its_reader_is_read_without_waiting():
         return [len(batch) for batch in batches], len(await second.finished())
 
     assert asyncio.run(asyncio.wait_for(main(), 5)) == ([2], 2)
+
+
+def test_streams_of_one_interval_are_read_at_the_same_moments():
+    """Whoever reads what they write is woken once for all."""
+    every_s = 0.1
+
+    async def read(stream, phases):
+        loop = asyncio.get_running_loop()
+        async for _ in stream.batches(every_s):
+            phases.append(loop.time() % every_s)
+
+    async def both():
+        loop, streams, found = asyncio.get_running_loop(), [Stream(), Stream()], [[], []]
+        readers = []
+        for stream, phases, begin_s in zip(streams, found, (0.04, 0.07), strict=True):
+            await asyncio.sleep(every_s - loop.time() % every_s + begin_s)
+            readers.append(asyncio.create_task(read(stream, phases)))
+            stream.add(TokenEvent("a"))
+            await asyncio.sleep(0)
+        for _ in range(70):
+            await asyncio.sleep(0.01)
+            wake([waiter for stream in streams if (waiter := stream.add(TokenEvent("b"))) is not None])
+        wake([waiter for stream in streams if (waiter := stream.add(TokenEvent("c", "stop"))) is not None])
+        await asyncio.gather(*readers)
+        return found
+
+    for phases in asyncio.run(both()):
+        assert phases[0] > 0.03, "the first is read at once"
+        assert len(phases) > 5 and statistics.median(phases[1:-1]) < 0.03

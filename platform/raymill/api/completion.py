@@ -108,19 +108,24 @@ class Completion:
         return {**head, "choices": choices, "usage": self.usage.body()}
 
     async def events(self, every_s: float) -> AsyncIterator[bytes]:
-        """The answer as server-sent events, ending with [DONE]; an error is an event too."""
+        """The answer as server-sent events; an error is an event too. The last come together, with [DONE] behind them."""
         self._head["object"] = self._asked[0].choice.PART
+        last, left = b"", len(self._asked)
         try:
             async for number, events in self._merged(every_s):
                 self._count(events)
                 choice = self._asked[number].choice.part(events)
-                if choice is not None:
-                    yield self._event([choice], None)
+                event = b"" if choice is None else self._event([choice], None)
+                left -= events[-1].finish_reason is not None
+                if not left:
+                    last = event
+                elif event:
+                    yield event
             if self._stream_usage:
-                yield self._event([], self.usage.body())
+                last += self._event([], self.usage.body())
         except RequestError as error:
-            yield error_event(error)
-        yield DONE
+            last = error_event(error)
+        yield last + DONE
 
     def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> bytes:
         body = {**self._head, "choices": choices}

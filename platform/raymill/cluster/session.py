@@ -38,6 +38,7 @@ _ENVIRONMENT = {
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints tables even at verbose=0
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # Serve looks after replicas: every 0.1 s is 3 % of a core that they lack
     "TOKENIZERS_PARALLELISM": "false",
     "ARROW_DEFAULT_MEMORY_POOL": "system",  # its own keeps what it freed: 40 MB more in each process
     "MALLOC_ARENA_MAX": "2",  # a heap for each of Ray's threads is another 30 MB

@@ -64,15 +64,18 @@ class Stream:
             yield batch
 
     async def batches(self, every_s: float = 0.0) -> AsyncIterator[list[TokenEvent]]:
-        """What is ready, at most once in `every_s`, but the first and the last at once."""
-        finished = False
+        """What is ready, at most once in `every_s`, but the first and the last at once.
+
+        Streams of one `every_s` share their moments, the multiples of it: who reads them all is woken once for all.
+        """
+        finished, loop = False, asyncio.get_running_loop()
         while not finished:
             await self._wait(until_finished=False, timeout_s=None)
             batch = self._take()
             finished = batch[-1].finish_reason is not None
             yield batch
             if every_s and not finished:
-                await self._wait(until_finished=True, timeout_s=every_s)
+                await self._wait(until_finished=True, timeout_s=every_s - loop.time() % every_s)
 
     async def finished(self) -> list[TokenEvent]:
         """Every event, once the last is there."""
