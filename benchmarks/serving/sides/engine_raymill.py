@@ -1,9 +1,10 @@
-"""raymill: the engine with its tokenizer, requests submitted as the API does. `step_rate` is of the step alone, within it.
+"""raymill: the engine with its tokenizer, requests submitted and read as the API does. `step_rate` is of the step alone, within it.
 
 A step that carries drafts is no step of this table: its time counts, and so do the tokens that came of it, in `drafted`
 alone. Ray is imported first, as it is in a replica, so that what the process holds beyond is the engine's.
 """
 
+import asyncio
 import itertools
 from argparse import Namespace
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ import timing
 from timing import PREFILL, Prompts, Work, serve
 
 _SLOTS = 32
+_INTERVAL_S = 0.02
+"""Between two writes of a stream, `stream_interval_ms` of a job."""
 
 
 class Watch:
@@ -62,9 +65,7 @@ def load(options: Namespace) -> Work:
         new_tokens = 1 if name == PREFILL else options.new_tokens
         requests = [Request(str(next(numbers)), tuple(ids), new_tokens, Sampling(temperature=0.0)) for ids in asked]
         streams = [engine.submit(request) for request in requests]
-        for stream in streams:
-            for _ in stream:
-                pass
+        asyncio.run(_read(streams))
         if name == PREFILL:
             first = watch.calls[0]
             return {
@@ -74,6 +75,14 @@ def load(options: Namespace) -> Work:
         return decode_rates(watch.calls, len(asked))
 
     return work
+
+
+async def _read(streams: Sequence[Any]) -> None:
+    async def read(stream: Any) -> None:
+        async for _ in stream.batches(_INTERVAL_S):
+            pass
+
+    await asyncio.gather(*map(read, streams))
 
 
 def decode_rates(calls: list[tuple[float, float, list[int]]], sequences: int) -> dict[str, float]:
