@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from raymill import runs
-from raymill.errors import MachineError
+from raymill.artifact import Draft
+from raymill.config import Config
+from raymill.errors import ArtifactError, MachineError
 
 HOLD = """
 import signal, sys, time
@@ -126,3 +128,19 @@ def test_an_endpoint_is_up_only_while_its_process_has_the_run(run: Path) -> None
         runs.write_live(run, "http://127.0.0.1:1")
         assert runs.read_live(run) == runs.Live(os.getpid(), "http://127.0.0.1:1")
     assert runs.read_live(run) is None
+
+
+def test_a_damaged_newest_artifact_is_told_and_no_older_one_taken_for_it(tmp_path: Path) -> None:
+    for stage in ("compress", "train"):  # of one second: the name decides
+        draft = Draft(tmp_path / f"{stage}-00000000")
+        (draft.path / "model").write_text(f"weights of {stage}")
+        draft.publish("checkpoint", stage, config=Config(), inputs={}, summary="", figures={})
+    newest = runs.newest(tmp_path, lambda manifest: manifest.kind == "checkpoint")
+    assert newest is not None and newest.manifest.stage == "train"
+    assert runs.newest(tmp_path, lambda manifest: manifest.kind == "corpus") is None
+    (tmp_path / "train-00000000" / "model").write_text("cut")
+    with pytest.raises(ArtifactError, match="model is damaged") as told:
+        runs.newest(tmp_path, lambda manifest: manifest.kind == "checkpoint")
+    assert "delete" in told.value.fix
+    other = runs.newest(tmp_path, lambda manifest: manifest.stage == "compress")
+    assert other is not None and other.manifest.stage == "compress", "what is not asked for may be damaged"

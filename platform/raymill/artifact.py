@@ -108,9 +108,21 @@ def open_artifact(path: Path, kind: Kind | None = None, *, verify: bool = True) 
     What a kill within `publish` left of the work goes then, too. Raises ArtifactError naming the first file that is
     missing, cut or altered.
     """
-    fix = f"delete {path} and run the job again; it is made anew"
+    manifest, fix = read_manifest(path), _anew(path)
+    if kind is not None and manifest.kind != kind:
+        raise ArtifactError(f"{path} holds {manifest.kind}, not {kind}", fix=f"name a folder whose stage gives {kind}")
+    for entry in manifest.files:
+        check_file(path / entry.path, entry, hashed=verify, fix=fix)
+    if verify:
+        shutil.rmtree(path / WORK, ignore_errors=True)
+    return Artifact(path, manifest)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """What an artifact's folder says it is; files are not looked at. ArtifactError where it says nothing."""
+    fix = _anew(path)
     try:
-        manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        return Manifest.model_validate_json((path / MANIFEST).read_bytes())
     except FileNotFoundError:
         raise ArtifactError(f"{path} is not an artifact", why=f"it has no {MANIFEST}", fix=fix) from None
     except OSError as error:
@@ -119,13 +131,10 @@ def open_artifact(path: Path, kind: Kind | None = None, *, verify: bool = True) 
     except ValidationError as error:
         why = "; ".join(str(detail["msg"]) for detail in error.errors()[:3])
         raise ArtifactError(f"{path / MANIFEST} is damaged", why=why, fix=fix) from None
-    if kind is not None and manifest.kind != kind:
-        raise ArtifactError(f"{path} holds {manifest.kind}, not {kind}", fix=f"name a folder whose stage gives {kind}")
-    for entry in manifest.files:
-        check_file(path / entry.path, entry, hashed=verify, fix=fix)
-    if verify:
-        shutil.rmtree(path / WORK, ignore_errors=True)
-    return Artifact(path, manifest)
+
+
+def _anew(path: Path) -> str:
+    return f"delete {path} and run the job again; it is made anew"
 
 
 def check_file(file: Path, entry: FileEntry, *, hashed: bool, fix: str) -> None:

@@ -19,7 +19,7 @@ from raymill import __version__, config
 from raymill.artifact import MANIFEST, Artifact, Draft, Kind, open_artifact, write_atomic
 from raymill.cluster.config import ClusterConfig
 from raymill.errors import UsageError, refused_write
-from raymill.runs import artifacts, clear_live, locked, write_live
+from raymill.runs import clear_live, locked, newest, write_live
 from raymill.stages.compress import Config as CompressConfig
 from raymill.stages.contract import STAGE_NAMES, Inputs, Stage, stage_module
 from raymill.stages.evaluate import Config as EvaluateConfig
@@ -267,13 +267,13 @@ def _start_artifacts(job: Job, cluster: ClusterConfig) -> dict[Kind, Path]:
     path = Path(job.start_from).expanduser()
     if not (path / MANIFEST).exists():
         run_name, _, stage = job.start_from.rpartition("/")
-        found = [each for each in artifacts(Path(cluster.storage) / run_name) if each.manifest.stage == stage]
-        if not found:
+        found = newest(Path(cluster.storage) / run_name, lambda manifest: manifest.stage == stage)
+        if found is None:
             raise UsageError(
                 f"start_from {job.start_from} is neither an artifact's folder nor <run>/<stage>",
                 fix="`raymill runs ls` and `raymill runs show <run>` list what there is",
             )
-        path = found[-1].path
+        path = found.path
     artifact = open_artifact(path, verify=False)
     return {artifact.manifest.kind: path}
 

@@ -18,13 +18,13 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymill.artifact import MANIFEST, Artifact, discard, open_artifact, write_atomic
+from raymill.artifact import MANIFEST, Artifact, Manifest, discard, open_artifact, read_manifest, write_atomic
 from raymill.errors import ArtifactError, MachineError, UsageError
 
 LIVE_FILE = "endpoint.json"
@@ -117,6 +117,13 @@ def artifacts(folder: Path) -> list[Artifact]:
         except ArtifactError:
             continue  # `runs show` is for looking; the run itself reports damage
     return sorted(found, key=lambda artifact: (artifact.manifest.created_at, artifact.name))
+
+
+def newest(folder: Path, wanted: Callable[[Manifest], bool]) -> Artifact | None:
+    """The last artifact of a run that is wanted. ArtifactError where it is damaged: an older one would be another model."""
+    manifests = [(path.parent, read_manifest(path.parent)) for path in folder.glob(f"*/{MANIFEST}")]
+    found = [(manifest.created_at, path.name, path) for path, manifest in manifests if wanted(manifest)]
+    return open_artifact(max(found)[-1], verify=False) if found else None
 
 
 def remove_run(folder: Path) -> None:

@@ -147,15 +147,15 @@ def serve(
     job = loaded.model_copy(update={"name": folder.name, **asked})
     cluster = place if on else config.load(ClusterConfig, folder / "cluster.yaml", for_cluster)
     cluster = cluster.model_copy(update={"storage": place.storage})
-    made = [artifact.path for artifact in runs.artifacts(folder) if artifact.manifest.kind == "checkpoint"]
-    if not made and job.start_from is None:
+    made = runs.newest(folder, lambda manifest: manifest.kind == "checkpoint")
+    if made is None and job.start_from is None:
         raise UsageError(
             f"run {folder.name} has no model to serve", fix="add train to its job and run it: raymill run JOB"
         )
     if new_key:
         with runs.locked(folder):  # not under an endpoint that is up
             forget_keys(folder)
-    _run(job, cluster, ["serve", "monitor"], given={"checkpoint": made[-1]} if made else None)
+    _run(job, cluster, ["serve", "monitor"], given={"checkpoint": made.path} if made else None)
 
 
 @app.command()

@@ -91,13 +91,13 @@ def find_checkpoint(storage: Path, name: str) -> Path:
         return Path(name)
     run_name, _, stage = name.partition("/")
     run = runs.find_run(storage, run_name)
-    found = [each for each in runs.artifacts(run) if each.manifest.kind == "checkpoint"]
-    chosen = [each for each in found if stage in ("", each.manifest.stage)]
-    if not chosen:
-        made = " or ".join(f"{run_name}/{each}" for each in dict.fromkeys(each.manifest.stage for each in found))
+    chosen = runs.newest(run, lambda manifest: manifest.kind == "checkpoint" and stage in ("", manifest.stage))
+    if chosen is None:
+        found = [each.manifest.stage for each in runs.artifacts(run) if each.manifest.kind == "checkpoint"]
+        made = " or ".join(f"{run_name}/{each}" for each in dict.fromkeys(found))
         what = f"run {run_name} has no checkpoint" + (f" of {stage}" if stage else "")
         raise UsageError(what, fix=f"name {made}" if made else "train a model first: raymill run <job>")
-    return chosen[-1].path
+    return chosen.path
 
 
 def export(

@@ -16,6 +16,8 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +36,7 @@ from raymill.inference.kv_cache import KvPrecision
 from raymill.inference.loading import Device, EngineName
 from raymill.inference.requests import Engine, Request
 from raymill.inference.sampling import Sampling
+from raymill.runs import newest
 from raymill.stages.contract import Demand, Inputs
 from raymill.telemetry.progress import Progress
 
@@ -189,16 +192,16 @@ class Replica:
 
         settings, metrics = Config(**config), Metrics()
         self._record = partial(record_stats, metrics)
-        with tempfile.TemporaryDirectory(prefix="raymill-vllm-") as aside:
+        with _as_read_by(settings.engine, Path(checkpoint)) as folder:
             self._engine, tokenizer = load_engine(
-                _as_read_by(settings.engine, Path(checkpoint), Path(aside)),
+                folder,
                 engine=settings.engine,
                 device=device,
                 threads=threads,
                 max_slots=settings.max_slots,
                 max_kv_cache_bytes=settings.max_kv_cache_mib * 2**20,
                 kv_precision=settings.kv_cache,
-                adapters={name: Path(folder) for name, folder in settings.adapters.items()},
+                adapters={name: Path(each) for name, each in settings.adapters.items()},
                 max_queued=settings.max_queued_requests,
                 prefill_chunk_tokens=settings.prefill_chunk_tokens,
                 on_stats=self._record,
@@ -223,15 +226,18 @@ class Replica:
             self._engine.close()
 
 
-def _as_read_by(engine: EngineName, checkpoint: Path, folder: Path) -> Path:
-    """The checkpoint; for vLLM, which reads no quantized one of ours, a copy in its own form, made in `folder`."""
+@contextmanager
+def _as_read_by(engine: EngineName, checkpoint: Path) -> Iterator[Path]:
+    """The checkpoint; for vLLM, which reads no quantized one of ours, a copy in its own form while it loads."""
     from raymill.model.files import read_config
 
     if engine != "vllm" or "quantization" not in read_config(checkpoint):
-        return checkpoint
+        yield checkpoint
+        return
     from raymill.export.formats import export
 
-    return export(checkpoint, "compressed_tensors", folder / checkpoint.name).folder
+    with tempfile.TemporaryDirectory(prefix="raymill-vllm-") as aside:
+        yield export(checkpoint, "compressed_tensors", Path(aside) / checkpoint.name).folder
 
 
 def _warm_up(engine: Engine, tokenizer: Tokenizer) -> None:
@@ -268,17 +274,14 @@ def application(args: dict[str, Any]) -> Application:
     `serve` and `role` in `args` are the job's and the cluster file's sections. Keys are those of the run.
     """
     config, role, run_folder = Config(**args["serve"]), Role(**args["role"]), Path(args["run_folder"])
-    made = [open_artifact(path.parent, verify=False) for path in run_folder.glob("*-????????/manifest.json")]
-    checkpoints = [artifact for artifact in made if artifact.manifest.kind == "checkpoint"]
-    if not checkpoints:
+    made = newest(run_folder, lambda manifest: manifest.kind == "checkpoint")
+    if made is None:
         raise ArtifactError(f"{run_folder} holds no checkpoint", fix="run the job first, then apply the RayService")
-    newest = open_artifact(
-        max(checkpoints, key=lambda artifact: artifact.manifest.created_at).path
-    )  # hashes are checked
-    quantization = _check_checkpoint(config, newest.path)
+    checkpoint = open_artifact(made.path).path  # hashes are checked
+    quantization = _check_checkpoint(config, checkpoint)
     ensure_metrics_key(run_folder)
     metrics_folder = Path(tempfile.gettempdir()) / f"raymill-metrics-{os.urandom(6).hex()}"
-    return _bind(config, role, newest.path, run_folder, quantization, metrics_folder)
+    return _bind(config, role, checkpoint, run_folder, quantization, metrics_folder)
 
 
 def _bind(
